@@ -1,0 +1,1 @@
+"""lfm_scan: find AI-generated images in object storage."""
