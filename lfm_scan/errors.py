@@ -7,6 +7,7 @@
     ├── StorageError            a store did not do what was asked
     │   ├── AccessDeniedError   credentials are missing, wrong or too weak
     │   ├── NotFoundError       the bucket, object, folder or file does not exist
+    │   ├── OversizeError       the object is larger than the caller asked for
     │   └── UnreachableError    no answer: wrong endpoint, network down, or time ran out
     └── RunError                a run cannot start, go on or be read
         ├── FingerprintError    the run directory belongs to a scan with other settings
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lfm_scan.imaging.info import ImageInfo
-    from lfm_scan.schema import Status
+    from lfm_scan.status import Status
 
 
 class LFMScanError(Exception):
@@ -65,6 +66,10 @@ class AccessDeniedError(StorageError):
 
 class NotFoundError(StorageError):
     """The bucket, object, folder or file does not exist."""
+
+
+class OversizeError(StorageError):
+    """The object has more bytes than the caller accepts; its body was not read."""
 
 
 class UnreachableError(StorageError):

@@ -1,0 +1,228 @@
+"""Bytes to an RGB image. Pillow is the reference decoder.
+
+The rule for each mode, so that a score is reproducible elsewhere:
+
+| stored as | becomes RGB by |
+|---|---|
+| RGB, YCbCr JPEG | as it is |
+| grey, 1-bit | the value in all three channels |
+| palette | its colours |
+| alpha (RGBA, LA, palette with transparency) | dropped: the colours beneath are what a generator drew |
+| 16 bits a channel | the high byte |
+| CMYK, YCCK | Pillow's conversion, without colour management |
+| 32-bit integer, float, LAB, HSV | refused as unsupported: their range or conversion is a guess |
+
+ICC profiles are ignored. EXIF orientation is recorded and not applied: LFM looks at the stored pixel grid, and
+so does the authors' code. Of an animation or a multi-page file, the first frame.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lfm_scan.errors import ConfigError, ImageError
+from lfm_scan.imaging.info import DecodedImage, ImageInfo
+from lfm_scan.imaging.lossy import estimate_jpeg_quality, is_lossy
+from lfm_scan.imaging.sniff import READABLE, is_cut_short, sniff
+from lfm_scan.status import Status
+
+PILLOW_MAX_PIXELS: Final = 89_478_485
+"""Pillow's own bound, past which it warns and, at twice that, refuses. We keep it and never touch the switch."""
+
+_EXIF_ORIENTATION: Final = 0x0112
+_CONVERTED: Final = frozenset({"RGB", "L", "1", "P", "RGBA", "RGBX", "LA", "La", "PA", "RGBa", "CMYK", "YCbCr"})
+_HIGH_BYTE: Final = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+# What Pillow's decoders raise on bytes they cannot read, found by fuzzing them; anything else is our bug.
+_DECODER_ERRORS: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What one image may cost.
+
+    Attributes:
+        max_image_bytes: Largest file in bytes; a larger one is too_large.
+        max_image_pixels: Most pixels, checked before decoding; an image with more is too_large.
+        min_side_px: Shortest side in pixels; an image below it is too_small. The model itself needs 48.
+    """
+
+    max_image_bytes: int = 64 * 2**20
+    max_image_pixels: int = 80_000_000
+    min_side_px: int = 48
+
+    def __post_init__(self) -> None:
+        if self.max_image_bytes < 1:
+            raise ConfigError(f"max-image-bytes must be at least 1, got {self.max_image_bytes}")
+        if not 1 <= self.max_image_pixels <= PILLOW_MAX_PIXELS:
+            raise ConfigError(
+                f"max-image-pixels must be 1 to {PILLOW_MAX_PIXELS:,}, the decoder's own bound against "
+                f"decompression bombs; got {self.max_image_pixels:,}"
+            )
+        if self.min_side_px < 1:
+            raise ConfigError(f"min-side-px must be at least 1, got {self.min_side_px}")
+
+
+def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage:
+    """Decode an image file.
+
+    Args:
+        data: The whole file.
+        limits: Bounds, checked from the header before any pixel is decoded.
+
+    Raises:
+        ImageError: With status empty, unsupported, corrupt, truncated, too_large or too_small, and whatever was
+            learned of the file before it failed.
+    """
+    limits = limits or ImageLimits()
+    if not data:
+        raise ImageError(Status.EMPTY, "the file has no bytes")
+    if len(data) > limits.max_image_bytes:
+        raise ImageError(
+            Status.TOO_LARGE, f"{len(data):,} bytes, the limit is {limits.max_image_bytes:,} (--max-image-bytes)"
+        )
+    fmt = sniff(data)
+    if fmt not in READABLE:
+        found = f"{fmt} content" if fmt else "not an image: unknown content"
+        raise ImageError(Status.UNSUPPORTED, f"{found}; readable are {', '.join(READABLE)}", ImageInfo(format=fmt))
+    info = ImageInfo(format=fmt)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the row tells what matters
+            with Image.open(io.BytesIO(data), formats=[fmt]) as image:
+                return decode_image(image, limits, data=data)
+    except (UnidentifiedImageError, *_DECODER_ERRORS) as exc:
+        raise _translate(exc, data, info, limits) from exc
+
+
+def decode_image(image: Image.Image, limits: ImageLimits | None = None, data: bytes | None = None) -> DecodedImage:
+    """Turn an opened Pillow image into RGB under the same rules and limits.
+
+    Args:
+        image: Opened, not necessarily loaded. It is not closed, and stays at its first frame.
+        limits: Bounds, checked before its pixels are loaded.
+        data: The file it was opened from, where there is one: WebP needs it to tell lossy from lossless.
+
+    Raises:
+        ImageError: As `decode_bytes`.
+    """
+    limits = limits or ImageLimits()
+    info = _header_info(image, data)
+    _check_size(image, info, limits)
+    try:
+        image.seek(0)
+        image.load()
+        info = _full_info(image, info, data)
+        rgb = _to_rgb(image, info)
+    except _DECODER_ERRORS as exc:
+        raise _translate(exc, data or b"", info, limits) from exc
+    return DecodedImage(rgb, info)
+
+
+def _header_info(image: Image.Image, data: bytes | None) -> ImageInfo:
+    quality = None
+    if image.format in ("JPEG", "MPO"):
+        tables = getattr(image, "quantization", None) or {}
+        quality = estimate_jpeg_quality(tables[0]) if 0 in tables else None
+    return ImageInfo(
+        # A multi-picture JPEG is a JPEG to its reader.
+        format="JPEG" if image.format == "MPO" else image.format,
+        mode=image.mode,
+        width=image.width,
+        height=image.height,
+        lossy=is_lossy(image, data),
+        jpeg_quality=quality,
+        num_frames=None,
+    )
+
+
+def _full_info(image: Image.Image, info: ImageInfo, data: bytes | None) -> ImageInfo:
+    """Add what is only known once the pixels are loaded: trailing metadata and the number of frames."""
+    return ImageInfo(
+        format=info.format,
+        mode=info.mode,
+        width=info.width,
+        height=info.height,
+        lossy=is_lossy(image, data),
+        jpeg_quality=info.jpeg_quality,
+        exif_orientation=_exif_orientation(image),
+        num_frames=_num_frames(image),
+    )
+
+
+def _exif_orientation(image: Image.Image) -> int | None:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION)
+    except _DECODER_ERRORS:
+        return None  # broken EXIF in a good image is not worth a row
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
+
+
+def _num_frames(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except _DECODER_ERRORS:
+        return 1  # the first frame decoded; a broken later one does not matter to us
+
+
+def _check_size(image: Image.Image, info: ImageInfo, limits: ImageLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_image_pixels:
+        raise ImageError(
+            Status.TOO_LARGE,
+            f"{width}x{height} is {width * height:,} pixels, the limit is {limits.max_image_pixels:,} "
+            "(--max-image-pixels)",
+            info,
+        )
+    if min(width, height) < limits.min_side_px:
+        raise ImageError(
+            Status.TOO_SMALL, f"{width}x{height}: the shorter side must have {limits.min_side_px} pixels", info
+        )
+
+
+def _to_rgb(image: Image.Image, info: ImageInfo) -> Image.Image:
+    if image.mode in _HIGH_BYTE:
+        high = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(high, "L").convert("RGB")
+    if image.mode not in _CONVERTED:
+        raise ImageError(Status.UNSUPPORTED, f"colour mode {image.mode} has no defined 8-bit RGB form", info)
+    if image.mode == "P" or image.mode == "PA":
+        # Straight to RGB would composite nothing but may warn of byte transparency; via RGBA it never does.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _translate(exc: BaseException, data: bytes, info: ImageInfo, limits: ImageLimits) -> ImageError:
+    """Turn what a decoder raised into the status a reader can act on."""
+    if isinstance(exc, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return ImageError(
+            Status.TOO_LARGE,
+            f"its header claims more than {limits.max_image_pixels:,} pixels (--max-image-pixels)",
+            info,
+        )
+    reason = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
+    if isinstance(exc, UnidentifiedImageError):
+        reason = "its header cannot be read"
+    if is_cut_short(data, info.format or "") or "truncated" in reason.lower():
+        return ImageError(Status.TRUNCATED, f"the end of the file is missing ({reason})", info)
+    return ImageError(Status.CORRUPT, f"cannot be decoded: {reason}", info)

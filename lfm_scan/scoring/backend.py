@@ -1,0 +1,85 @@
+"""Runs the network on batches of preprocessed pixels. One class a runtime, behind one method: `logits`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lfm_scan.errors import ConfigError
+from lfm_scan.model import Checkpoint
+from lfm_scan.model.network import LFM, Block
+
+Device = Literal["auto", "cpu", "cuda"]
+
+# Layer1's map is 16.6 MB an image: on a CPU, one image at a time stays in the cache, and its score cannot depend on
+# its neighbours in a batch.
+_CPU_BATCH: Final = 1
+_CUDA_BATCH: Final = 128
+
+
+class TorchBackend:
+    """LFM in torch, prepared for inference: BatchNorm folded into the convolutions, channels-last.
+
+    Args:
+        checkpoint: Weights and their normalisation.
+        device: "cpu", or "cuda" for the first visible GPU; see `resolve_device`.
+        batch_size: Images a forward pass. Default: 1 on a CPU, 128 on a GPU.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", batch_size: int | None = None) -> None:
+        self.device = torch.device(device)
+        self.batch_size = batch_size or (_CUDA_BATCH if self.device.type == "cuda" else _CPU_BATCH)
+        model = fold_batch_norm(checkpoint.model)
+        self._model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._mean = torch.tensor(checkpoint.metadata.mean, device=self.device).view(3, 1, 1)
+        self._std = torch.tensor(checkpoint.metadata.std, device=self.device).view(3, 1, 1)
+
+    @torch.inference_mode()
+    def logits(self, pixels_bhwc: np.ndarray) -> np.ndarray:
+        """Return one logit an image.
+
+        Args:
+            pixels_bhwc: (B, 256, 256, 3) uint8 RGB; B may be 0 or more than the batch size.
+
+        Returns:
+            (B,) float32.
+        """
+        images = torch.from_numpy(pixels_bhwc)
+        parts = [self._forward(batch) for batch in torch.split(images, self.batch_size)] if len(images) else []
+        return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.float32)
+
+    def _forward(self, batch_bhwc: Tensor) -> Tensor:
+        # A permuted NHWC tensor already is channels-last: no copy until the conversion to float.
+        x_bchw = batch_bhwc.to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        logits: Tensor = self._model(x_bchw.sub_(self._mean).div_(self._std))
+        return logits.cpu()
+
+
+def fold_batch_norm(model: LFM) -> LFM:
+    """Return a copy of the network for inference with each BatchNorm folded into its convolution."""
+    folded = copy.deepcopy(model).eval()
+    for block in folded.blocks:
+        assert isinstance(block, Block)  # noqa: S101 - narrows the type; SNet is made of nothing else
+        assert isinstance(block.norm, nn.BatchNorm2d)  # noqa: S101
+        block.conv = nn.utils.fusion.fuse_conv_bn_eval(block.conv, block.norm)
+        block.norm = nn.Identity()
+    return folded.requires_grad_(False)
+
+
+def resolve_device(device: str) -> str:
+    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda", by what this process sees.
+
+    Raises:
+        ConfigError: If "cuda" is asked for and there is no usable GPU, or the name is unknown.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: torch finds no usable GPU here; use --device cpu, or a CUDA build of torch")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
+    return device

@@ -1,0 +1,62 @@
+"""From bytes to the model's input, or to the reason why not: the half of scoring that needs no model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from lfm_scan.errors import ImageError
+from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, decode_bytes, decode_image
+from lfm_scan.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One image on its way to the model.
+
+    Attributes:
+        info: Facts of the file; a failed one may have few.
+        status: ok, or why there are no pixels.
+        error: What is wrong, if status is not ok.
+        pixels: (256, 256, 3) uint8 RGB, or None.
+        sha256: Of the file, or None if there is none.
+        size_bytes: Of the file, or None.
+    """
+
+    info: ImageInfo
+    status: Status
+    error: str | None
+    pixels: np.ndarray | None
+    sha256: str | None = None
+    size_bytes: int | None = None
+
+    @classmethod
+    def failed(cls, error: ImageError, sha256: str | None = None, size_bytes: int | None = None) -> Prepared:
+        """Return the outcome for an image that cannot be scored."""
+        return cls(error.info or ImageInfo(), error.status, error.message, None, sha256, size_bytes)
+
+
+def prepare_bytes(data: bytes, policy: PreprocessPolicy, limits: ImageLimits) -> Prepared:
+    """Decode and preprocess a file. A bad image is an outcome, never an exception."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        decoded = decode_bytes(data, limits)
+        pixels = policy(decoded)
+    except ImageError as exc:
+        return Prepared.failed(exc, sha256, len(data))
+    except MemoryError:
+        error = ImageError(Status.TOO_LARGE, "decoding it ran out of memory: lower --max-image-pixels")
+        return Prepared.failed(error, sha256, len(data))
+    return Prepared(decoded.info, Status.OK, None, pixels, sha256, len(data))
+
+
+def prepare_image(image: Image.Image, policy: PreprocessPolicy, limits: ImageLimits) -> Prepared:
+    """Preprocess an image that Pillow has opened."""
+    try:
+        decoded = decode_image(image, limits)
+        return Prepared(decoded.info, Status.OK, None, policy(decoded))
+    except ImageError as exc:
+        return Prepared.failed(exc)

@@ -1,0 +1,46 @@
+"""One door to every store: list, get with verification, create once. Nothing here ever renames or deletes a result."""
+
+from __future__ import annotations
+
+from lfm_scan.errors import ConfigError
+from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, StorageConfig, Store, join, name_of
+from lfm_scan.storage.local import LocalStore
+from lfm_scan.storage.s3 import S3Store
+
+__all__ = [
+    "Fetched",
+    "LocalStore",
+    "ObjectInfo",
+    "PutOutcome",
+    "S3Store",
+    "StorageConfig",
+    "Store",
+    "is_remote",
+    "join",
+    "name_of",
+    "open_store",
+]
+
+
+def is_remote(uri: str) -> bool:
+    """Tell whether a URI names an object store rather than a local path."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def open_store(uri: str, config: StorageConfig | None = None, *, patient: bool = True) -> Store:
+    """Return the store a URI belongs to. Stores are cheap, thread-safe, and not meant to be pickled.
+
+    Args:
+        uri: A local path, a file:// URI, or s3://bucket/key.
+        config: How to reach it.
+        patient: Retry for as long as a long run should. False answers within seconds: for the checks at start-up.
+
+    Raises:
+        ConfigError: If the scheme is not supported.
+    """
+    config = config or StorageConfig()
+    if uri.startswith("s3://"):
+        return S3Store(config, patient=patient)
+    if is_remote(uri):
+        raise ConfigError(f"{uri}: unknown scheme; use a local path or s3://bucket/prefix")
+    return LocalStore()

@@ -1,0 +1,112 @@
+"""What every store offers, and the values it speaks in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from lfm_scan.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """How to reach S3. Credentials are never part of it: they come from the environment, a profile or a role.
+
+    Attributes:
+        endpoint_url: Of an S3-compatible store, e.g. http://127.0.0.1:8333. Default: AWS.
+        region: Of the bucket. Default: the environment's or the profile's, else us-east-1.
+        anonymous: Send unsigned requests, for public buckets.
+    """
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    anonymous: bool = False
+
+    def __post_init__(self) -> None:
+        if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
+            raise ConfigError(f"endpoint-url must start with http:// or https://, got {self.endpoint_url!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One stored object as a listing shows it.
+
+    Attributes:
+        uri: Names it exactly: s3://bucket/key with the raw key, or a local path.
+        size_bytes: Its size; None if the store does not say.
+        etag: The store's, without quotes; None for files.
+        last_modified: In UTC.
+    """
+
+    uri: str
+    size_bytes: int | None
+    etag: str | None
+    last_modified: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An object's bytes, complete and verified, and its facts at the moment it was read."""
+
+    data: bytes
+    info: ObjectInfo
+
+
+@dataclass(frozen=True, slots=True)
+class PutOutcome:
+    """What `create` found.
+
+    Attributes:
+        created: Whether this call's bytes are what is stored now, even if the store's reply was lost.
+        etag: Of what is stored now.
+        size_bytes: Of what is stored now.
+    """
+
+    created: bool
+    etag: str | None
+    size_bytes: int
+
+
+class Store(Protocol):
+    """A place that holds objects."""
+
+    def list(self, uri: str) -> Iterator[ObjectInfo]:
+        """Yield every object at or under `uri`, in the order of their URIs' UTF-8 bytes.
+
+        Directory markers are left out. S3 lists by prefix of the key; a local folder is walked.
+
+        Raises:
+            StorageError: If the place cannot be listed. A place that exists and is empty yields nothing.
+        """
+        ...
+
+    def get(self, uri: str, max_bytes: int | None = None) -> Fetched:
+        """Return an object, complete and verified.
+
+        Raises:
+            NotFoundError: If it is not there.
+            AccessDeniedError: If it may not be read.
+            OversizeError: If it has more than `max_bytes`.
+            StorageError: If it cannot be read for another reason, after all retries.
+        """
+        ...
+
+    def create(self, uri: str, data: bytes) -> PutOutcome:
+        """Store an object under a name not yet taken, all at once; never overwrite.
+
+        Raises:
+            StorageError: If it cannot be stored. That the name is taken is an outcome, not an error.
+        """
+        ...
+
+
+def join(base: str, *names: str) -> str:
+    """Append names to a URI or path."""
+    return "/".join((base.rstrip("/"), *names))
+
+
+def name_of(uri: str) -> str:
+    """Return the last component of a URI or path."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,156 @@
+"""Local files behind the same door as S3."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import urllib.parse
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from lfm_scan.errors import AccessDeniedError, NotFoundError, OversizeError, StorageError
+from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome
+
+
+class LocalStore:
+    """Files of this machine, or of a file system every node mounts.
+
+    A file's URI is its absolute path. A name that is not valid UTF-8 cannot be a Parquet string, so its URI is the
+    percent-encoded file:// form instead.
+
+    Links to files are followed; links to folders are not, so that no loop and no file twice can come of them.
+    """
+
+    def list(self, uri: str) -> Iterator[ObjectInfo]:
+        """Yield the file at `uri`, or all files below it."""
+        path = to_path(uri)
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except OSError as exc:
+            raise _translate(exc, uri) from exc
+        if is_folder:
+            yield from _walk(os.path.abspath(path))
+        else:
+            yield _describe(os.path.abspath(path))
+
+    def get(self, uri: str, max_bytes: int | None = None) -> Fetched:
+        """Return a file's bytes."""
+        try:
+            # Not blocking: opening a named pipe for reading would wait for a writer for ever.
+            descriptor = os.open(to_path(uri), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with open(descriptor, "rb") as file:
+                facts = os.fstat(descriptor)
+                if not stat.S_ISREG(facts.st_mode):
+                    raise StorageError(f"{uri}: not a regular file")
+                if max_bytes is not None and facts.st_size > max_bytes:
+                    raise OversizeError(f"{facts.st_size:,} bytes, the limit is {max_bytes:,}")
+                data = file.read()
+        except OSError as exc:
+            raise _translate(exc, uri) from exc
+        return Fetched(data, ObjectInfo(uri, len(data), None, _utc(facts.st_mtime)))
+
+    def create(self, uri: str, data: bytes) -> PutOutcome:
+        """Write a temporary file, then link it to its name: the name appears with all its bytes, or not at all."""
+        path = to_path(uri)
+        folder, name = os.path.split(os.path.abspath(path))
+        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            os.makedirs(folder, exist_ok=True)
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                created = _link(temporary, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            if created:
+                return PutOutcome(True, None, len(data))
+            with open(path, "rb") as file:
+                existing = file.read()
+        except OSError as exc:
+            raise _translate(exc, uri) from exc
+        same = hashlib.sha256(existing).digest() == hashlib.sha256(data).digest()
+        return PutOutcome(same, None, len(existing))
+
+
+def _link(temporary: str, path: str) -> bool:
+    """Give the file its name if that is free; tell whether it was."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links: still all or nothing, but two drivers at once could both succeed.
+        if os.path.exists(path):
+            return False
+        os.rename(temporary, path)
+    return True
+
+
+def to_path(uri: str) -> str:
+    """Return the path of a local URI."""
+    if not uri.startswith("file://"):
+        return uri
+    return os.fsdecode(urllib.parse.unquote_to_bytes(uri.removeprefix("file://")))
+
+
+def _to_uri(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + urllib.parse.quote_from_bytes(os.fsencode(path))
+    return path
+
+
+def _walk(folder: str) -> Iterator[ObjectInfo]:
+    """Yield the files below a folder, ordered as their full paths are."""
+    try:
+        with os.scandir(folder) as entries:
+            # A folder sorts as "name/": that is how its files' paths compare with a sibling called "name.x".
+            found = sorted(
+                (os.fsencode(entry.name) + b"/" * entry.is_dir(follow_symlinks=False), entry) for entry in entries
+            )
+    except OSError as exc:
+        raise _translate(exc, folder) from exc
+    for _, entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
+        elif not _is_linked_folder(entry):
+            yield _describe(entry.path)
+
+
+def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:
+        return False  # a link to itself: listed, and missing when it is fetched
+
+
+def _describe(path: str) -> ObjectInfo:
+    try:
+        facts = os.stat(path)
+    except OSError:
+        # A dangling link, or a file gone since: it was listed, so it gets its row.
+        return ObjectInfo(_to_uri(path), None, None, None)
+    return ObjectInfo(_to_uri(path), facts.st_size, None, _utc(facts.st_mtime))
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _translate(exc: OSError, uri: str) -> StorageError:
+    reason = exc.strerror or type(exc).__name__
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and not isinstance(exc, FileExistsError):
+        return NotFoundError(f"{uri}: {reason}")
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return AccessDeniedError(f"{uri}: {reason}")
+    return StorageError(f"{uri}: {reason}")
