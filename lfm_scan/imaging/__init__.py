@@ -1,8 +1,9 @@
 """Bytes to pixels: type by content, limits before decoding, one written rule for every colour mode."""
 
-from lfm_scan.imaging.decode import ImageLimits, decode_bytes, decode_image
+from lfm_scan.imaging.decode import decode_bytes, decode_image
 from lfm_scan.imaging.info import DecodedImage, ImageInfo
 from lfm_scan.imaging.preprocess import POLICIES, PreprocessPolicy, get_policy
+from lfm_scan.options import ImageLimits
 
 __all__ = [
     "POLICIES",

@@ -21,20 +21,17 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lfm_scan.errors import ConfigError, ImageError
+from lfm_scan.errors import ImageError
 from lfm_scan.imaging.info import DecodedImage, ImageInfo
 from lfm_scan.imaging.lossy import estimate_jpeg_quality, is_lossy
 from lfm_scan.imaging.sniff import READABLE, is_cut_short, sniff
+from lfm_scan.options import ImageLimits
 from lfm_scan.status import Status
-
-PILLOW_MAX_PIXELS: Final = 89_478_485
-"""Pillow's own bound, past which it warns and, at twice that, refuses. We keep it and never touch the switch."""
 
 _EXIF_ORIENTATION: Final = 0x0112
 _CONVERTED: Final = frozenset({"RGB", "L", "1", "P", "RGBA", "RGBX", "LA", "La", "PA", "RGBa", "CMYK", "YCbCr"})
@@ -55,32 +52,6 @@ _DECODER_ERRORS: Final = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageLimits:
-    """What one image may cost.
-
-    Attributes:
-        max_image_bytes: Largest file in bytes; a larger one is too_large.
-        max_image_pixels: Most pixels, checked before decoding; an image with more is too_large.
-        min_side_px: Shortest side in pixels; an image below it is too_small. The model itself needs 48.
-    """
-
-    max_image_bytes: int = 64 * 2**20
-    max_image_pixels: int = 80_000_000
-    min_side_px: int = 48
-
-    def __post_init__(self) -> None:
-        if self.max_image_bytes < 1:
-            raise ConfigError(f"max-image-bytes must be at least 1, got {self.max_image_bytes}")
-        if not 1 <= self.max_image_pixels <= PILLOW_MAX_PIXELS:
-            raise ConfigError(
-                f"max-image-pixels must be 1 to {PILLOW_MAX_PIXELS:,}, the decoder's own bound against "
-                f"decompression bombs; got {self.max_image_pixels:,}"
-            )
-        if self.min_side_px < 1:
-            raise ConfigError(f"min-side-px must be at least 1, got {self.min_side_px}")
 
 
 def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage:
@@ -206,7 +177,7 @@ def _to_rgb(image: Image.Image, info: ImageInfo) -> Image.Image:
         return Image.fromarray(high, "L").convert("RGB")
     if image.mode not in _CONVERTED:
         raise ImageError(Status.UNSUPPORTED, f"colour mode {image.mode} has no defined 8-bit RGB form", info)
-    if image.mode == "P" or image.mode == "PA":
+    if image.mode in {"P", "PA"}:
         # Straight to RGB would composite nothing but may warn of byte transparency; via RGBA it never does.
         image = image.convert("RGBA")
     return image.convert("RGB")

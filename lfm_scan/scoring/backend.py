@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import Checkpoint
 from lfm_scan.model.network import LFM, Block
-
-Device = Literal["auto", "cpu", "cuda"]
 
 # Layer1's map is 16.6 MB an image: on a CPU, one image at a time stays in the cache, and its score cannot depend on
 # its neighbours in a batch.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lfm_scan.errors import ConfigError
-from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, StorageConfig, Store, join, name_of
+from lfm_scan.options import StorageConfig
+from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, Store, join, name_of
 from lfm_scan.storage.local import LocalStore
 from lfm_scan.storage.s3 import S3Store
 

@@ -7,27 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from lfm_scan.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class StorageConfig:
-    """How to reach S3. Credentials are never part of it: they come from the environment, a profile or a role.
-
-    Attributes:
-        endpoint_url: Of an S3-compatible store, e.g. http://127.0.0.1:8333. Default: AWS.
-        region: Of the bucket. Default: the environment's or the profile's, else us-east-1.
-        anonymous: Send unsigned requests, for public buckets.
-    """
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    anonymous: bool = False
-
-    def __post_init__(self) -> None:
-        if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
-            raise ConfigError(f"endpoint-url must start with http:// or https://, got {self.endpoint_url!r}")
-
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:

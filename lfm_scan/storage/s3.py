@@ -22,7 +22,8 @@ import botocore.exceptions
 from botocore.config import Config
 
 from lfm_scan.errors import AccessDeniedError, NotFoundError, OversizeError, StorageError, UnreachableError
-from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, StorageConfig
+from lfm_scan.options import StorageConfig
+from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome
 
 T = TypeVar("T")
 

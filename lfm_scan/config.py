@@ -1,0 +1,68 @@
+"""The one configuration object of a scan: for the command line, `jobs/scan.py` and the library alike.
+
+Command-line flags are derived from the fields and their docstrings here. It is saved beside the results; credentials
+are never part of it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from lfm_scan.errors import ConfigError
+from lfm_scan.options import ComputeConfig, ImageLimits, StorageConfig, flag_of
+
+Preprocess = Literal["resize256", "crop256"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanConfig:
+    """What to scan, with what, and where the results go.
+
+    Attributes:
+        sources: Folders, files, globs, or s3://bucket/prefix.
+        output: Run directory, local or s3://. A run that was interrupted there goes on.
+        weights: "bundled", or the path or s3:// URI of a checkpoint.
+        preprocess: How an image becomes 256x256. Default: the policy that the checkpoint names.
+        threshold: Images that score above it are flagged, 0 to 1.
+        flag_unassessable: Flag by score alone, even where the score means nothing for the image.
+        max_failure_rate: Exit with code 3 if a larger share of the images could not be scored, 0 to 1.
+        limits: What one image may cost.
+        compute: What the scan may use.
+        storage: How to reach S3.
+    """
+
+    sources: tuple[str, ...]
+    output: Annotated[str, Parameter(alias="-o")]
+    weights: str = "bundled"
+    preprocess: Preprocess | None = None
+    threshold: float = 0.5
+    flag_unassessable: bool = False
+    max_failure_rate: float = 1.0
+    limits: Annotated[ImageLimits, Parameter(name="*", group="Limits on one image")] = field(
+        default_factory=ImageLimits
+    )
+    compute: Annotated[ComputeConfig, Parameter(name="*", group="Compute")] = field(default_factory=ComputeConfig)
+    storage: Annotated[StorageConfig, Parameter(name="*", group="Object store")] = field(default_factory=StorageConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "max_failure_rate"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{flag_of(name)} must be 0 to 1, got {value}")
+        if not self.sources:
+            raise ConfigError("no source to scan: give a folder, a file, a glob, or s3://bucket/prefix")
+        if not self.output:
+            raise ConfigError("--output names no run directory")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def absolute(uri: str) -> str:
+    """Return a local path as an absolute one, so that it means the same on every worker; a URI as it is."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))

@@ -1,0 +1,107 @@
+"""The Ray Data pipeline: shard numbers in, receipts out.
+
+    range -> fetch+decode (tasks, any CPU) -> score (actor pool) -> commit (tasks) -> receipts to the driver
+
+One block is one shard from end to end, so a task that dies costs its shard, and a commit is one put. The driver sees
+only receipts of a few hundred bytes.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+
+from lfm_scan.distributed.resources import PipelineShape
+from lfm_scan.model import load_checkpoint
+from lfm_scan.scan.plan import Plan, read_shard
+from lfm_scan.scan.shard import Receipt, ShardJob, commit_shard, finish_rows, pixels_of, prepare_shard
+from lfm_scan.scoring.backend import TorchBackend
+
+_SHARDS_PER_WAVE: Final = 20_000
+"""Shards one Ray Data execution takes on: ten million images. The driver's memory is bounded by it."""
+
+_COMMIT_CPUS: Final = 0.01
+"""Committing waits for the store; it must never wait for a CPU that decoding holds."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pipeline needs besides the shards.
+
+    Attributes:
+        job: The run's settings.
+        plan: Which inputs belong to which shard.
+        weights: The checkpoint's file.
+        shape: How the pipeline is laid out.
+        batch_size: Images a forward pass, or None for the device's default.
+    """
+
+    job: ShardJob
+    plan: Plan
+    weights: bytes
+    shape: PipelineShape
+    batch_size: int | None
+
+
+class ScoreShard:
+    """Scoring actor: holds the network, takes decoded shards, returns result rows."""
+
+    def __init__(self, job: ShardJob, weights: bytes, device: str, batch_size: int | None) -> None:
+        if device == "cpu":
+            # One actor a core: more threads each would only get in one another's way.
+            torch.set_num_threads(1)
+        self._job = job
+        self._backend = TorchBackend(load_checkpoint(weights), device, batch_size)
+
+    def __call__(self, prepared: pa.Table) -> pa.Table:
+        """Score one shard."""
+        return finish_rows(self._job, prepared, self._backend.logits(pixels_of(prepared)))
+
+
+def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
+    """Score and commit shards; yield a receipt as each is done, in any order.
+
+    Raises:
+        ray.exceptions.RayError: If a task fails for a reason that is not one image's.
+    """
+    for start in range(0, len(shards), _SHARDS_PER_WAVE):
+        yield from _run_wave(work, shards[start : start + _SHARDS_PER_WAVE])
+
+
+def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
+    job, plan, shape = work.job, work.plan, work.shape
+
+    def prepare(block: pa.Table) -> pa.Table:
+        shard = shards[block.column("id")[0].as_py()]
+        return prepare_shard(job, shard, read_shard(job.directory, plan, shard))
+
+    def commit(block: pa.Table) -> pa.Table:
+        return pa.table({"receipt": [pickle.dumps(commit_shard(job, block))]})
+
+    pool = ray.data.ActorPoolStrategy(
+        min_size=min(shape.min_actors, len(shards)), max_size=min(shape.max_actors, len(shards))
+    )
+    receipts = (
+        ray.data.range(len(shards), override_num_blocks=len(shards))
+        .map_batches(prepare, batch_size=1, batch_format="pyarrow", num_cpus=shape.cpus_per_decode)
+        .map_batches(
+            ScoreShard,
+            fn_constructor_args=(job, work.weights, shape.device, work.batch_size),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=pool,
+            num_cpus=shape.cpus_per_actor,
+            num_gpus=shape.gpus_per_actor,
+        )
+        .map_batches(commit, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=_COMMIT_CPUS)
+    )
+    for row in receipts.iter_rows():
+        yield pickle.loads(row["receipt"])  # noqa: S301 - made by `commit` above, in this run

@@ -1,0 +1,77 @@
+"""Starting Ray, or joining it, without its chatter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+import ray.data
+
+from lfm_scan.errors import RunError
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
+    """Connect to Ray for the time of a run: a cluster if one is named or this job runs in one, else a local one.
+
+    A Ray that the caller has already connected to is used and left as it is.
+
+    Args:
+        address: Of a cluster, or None.
+        debug: Let Ray and its workers talk.
+
+    Raises:
+        RunError: If the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        with _quiet_data(debug):
+            yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if debug else logging.ERROR
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=debug,
+            logging_level=level,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as exc:
+        raise RunError(f"cannot reach Ray at {address or 'this machine'}: {str(exc).splitlines()[0]}") from exc
+    try:
+        with _quiet_data(debug):
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_data(debug: bool) -> Iterator[None]:
+    """Set up Ray Data for whole-shard blocks, silent unless debugging, and put everything back afterwards."""
+    context = ray.data.DataContext.get_current()
+    logger = logging.getLogger("ray.data")
+    before = (
+        context.target_max_block_size,
+        context.enable_progress_bars,
+        context.print_on_execution_start,
+        logger.level,
+    )
+    # None: a block is never split, so one shard stays one block.
+    context.target_max_block_size = None
+    if not debug:
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        (
+            context.target_max_block_size,
+            context.enable_progress_bars,
+            context.print_on_execution_start,
+            level,
+        ) = before
+        logger.setLevel(level)

@@ -1,0 +1,171 @@
+"""The plan: which input belongs to which shard. Made once by listing the sources, then the truth for every resume."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lfm_scan.errors import RunError
+from lfm_scan.scan import rundir
+from lfm_scan.scan.rundir import RunDirectory
+from lfm_scan.storage import ObjectInfo
+
+PLAN_SCHEMA: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+_DEFAULT_SHARD_SIZE: Final = 512
+"""Decoded to 256x256x3, 96 MiB: one block of Ray's object store."""
+
+_SHARDS_PER_WORKER: Final = 8
+"""Enough that the last shards do not leave most workers idle, and that progress moves."""
+
+_SHARDS_PER_FILE: Final = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan/index.json` says.
+
+    Attributes:
+        num_rows: Inputs in all.
+        shard_size: Inputs a shard; the last one may have fewer.
+        files: Names of the plan files, each of 16 shards, in order.
+        sha256: Over the hashes of all plan files: names what was planned.
+    """
+
+    num_rows: int
+    shard_size: int
+    files: tuple[str, ...]
+    sha256: str
+
+    @property
+    def num_shards(self) -> int:
+        """Shards in all."""
+        return -(-self.num_rows // self.shard_size)
+
+    def rows_of(self, shard: int) -> int:
+        """Return how many inputs a shard has."""
+        return min(self.shard_size, self.num_rows - shard * self.shard_size)
+
+
+def choose_shard_size(num_rows: int, num_workers: int) -> int:
+    """Return how many images a shard should have: few enough that every worker gets several shards.
+
+    Args:
+        num_rows: Inputs known so far; if there are more, 512 is right anyway.
+        num_workers: Cores, or GPUs, that will work on them.
+    """
+    return min(_DEFAULT_SHARD_SIZE, max(1, -(-num_rows // (num_workers * _SHARDS_PER_WORKER))))
+
+
+def write_plan(
+    directory: RunDirectory,
+    objects: Iterable[ObjectInfo],
+    num_workers: int,
+    shard_size: int | None = None,
+    on_progress: Callable[[int], None] = lambda num_rows: None,
+) -> Plan:
+    """Assign every object to a shard and write the plan; the index comes last.
+
+    Memory is bounded: the listing is held back only until it is clear how large shards may be.
+
+    Args:
+        directory: Of the run.
+        objects: Sorted by URI.
+        num_workers: Cores, or GPUs, that will work on them.
+        shard_size: Images a shard, or None to choose.
+        on_progress: Called with the number of objects listed so far.
+
+    Raises:
+        RunError: If there is nothing to plan.
+        StorageError: If a source cannot be listed, or the plan cannot be written.
+    """
+    stream = iter(objects)
+    if shard_size is None:
+        head = list(itertools.islice(stream, _DEFAULT_SHARD_SIZE * num_workers * _SHARDS_PER_WORKER))
+        shard_size = choose_shard_size(len(head), num_workers)
+        stream = itertools.chain(head, stream)
+        del head
+    num_rows, digest = 0, hashlib.sha256()
+    files: list[str] = []
+    for chunk in _chunks(stream, shard_size * _SHARDS_PER_FILE):
+        data = _to_parquet(chunk)
+        content = hashlib.sha256(data).hexdigest()
+        digest.update(content.encode())
+        # Named by content: two drivers that plan at once can only write the same file twice.
+        name = f"plan/plan-{len(files):06d}-{content[:16]}.parquet"
+        directory.store.create(directory.path(name), data)
+        files.append(name)
+        num_rows += len(chunk)
+        on_progress(num_rows)
+    if not num_rows:
+        raise RunError("nothing to scan: the sources hold no files")
+    plan = Plan(num_rows, shard_size, tuple(files), digest.hexdigest())
+    outcome = directory.create_json(rundir.PLAN_INDEX, asdict(plan))
+    if outcome.created:
+        return plan
+    existing = read_plan(directory)
+    if existing is None:
+        raise RunError(f"{directory.path(rundir.PLAN_INDEX)}: written and gone again: something removes files there")
+    return existing  # another driver was first; its plan counts
+
+
+def read_plan(directory: RunDirectory) -> Plan | None:
+    """Return the plan of a run, or None if planning did not finish.
+
+    Raises:
+        RunError: If the index cannot be used.
+    """
+    index: dict[str, Any] | None = directory.read_json(rundir.PLAN_INDEX)
+    if index is None:
+        return None
+    try:
+        return Plan(**{**index, "files": tuple(index["files"])})
+    except (KeyError, TypeError) as exc:
+        raise RunError(f"{directory.path(rundir.PLAN_INDEX)}: not a plan this program can use: {exc}") from exc
+
+
+def read_shard(directory: RunDirectory, plan: Plan, shard: int) -> pa.Table:
+    """Return the inputs of one shard, with the columns of `PLAN_SCHEMA`.
+
+    Raises:
+        RunError: If the plan file does not hold them.
+        StorageError: If it cannot be read.
+    """
+    table = _read_plan_file(directory, plan.files[shard // _SHARDS_PER_FILE])
+    rows = table.slice(shard % _SHARDS_PER_FILE * plan.shard_size, plan.rows_of(shard))
+    if len(rows) != plan.rows_of(shard):
+        raise RunError(f"{directory.uri}: shard {shard} has {len(rows)} inputs, its plan says {plan.rows_of(shard)}")
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _read_plan_file(directory: RunDirectory, name: str) -> pa.Table:
+    data = directory.store.get(directory.path(name)).data
+    return pq.read_table(pa.BufferReader(data), schema=PLAN_SCHEMA)
+
+
+def _chunks(objects: Iterator[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:
+    while chunk := list(itertools.islice(objects, size)):
+        yield chunk
+
+
+def _to_parquet(objects: list[ObjectInfo]) -> bytes:
+    table = pa.Table.from_pylist([asdict(found) for found in objects], schema=PLAN_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

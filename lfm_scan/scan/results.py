@@ -1,0 +1,66 @@
+"""Reading the results of a run with pandas."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pyarrow.parquet as pq
+
+from lfm_scan.config import absolute
+from lfm_scan.errors import RunError
+from lfm_scan.options import StorageConfig
+from lfm_scan.scan import rundir
+from lfm_scan.scan.rundir import RunDirectory
+from lfm_scan.storage import is_remote
+
+
+def read_results(
+    run_dir: str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    filters: Any = None,  # noqa: ANN401 - what pyarrow takes: lists of tuples or an expression
+    *,
+    allow_incomplete: bool = False,
+    storage: StorageConfig | None = None,
+) -> pd.DataFrame:
+    """Return the rows of a run, sorted by uri; one for every input.
+
+    Args:
+        run_dir: Run directory, local or s3://.
+        columns: Which columns to read. Default: all, see `docs/results.md`.
+        filters: Rows to read, as pyarrow takes them: [("score", ">", 0.9)].
+        allow_incomplete: Read the rows of a run that has not finished.
+        storage: How to reach S3.
+
+    Raises:
+        RunError: If it is not a run directory, or the run has not finished.
+        StorageError: If it cannot be read.
+    """
+    storage = storage or StorageConfig()
+    directory = RunDirectory.at(os.fspath(run_dir), storage)
+    success = directory.read_json(rundir.SUCCESS)
+    if success is not None:
+        uris = [directory.path(entry["name"]) for entry in success["results"]]
+    elif directory.read_json(rundir.CONFIG) is None:
+        raise RunError(f"{run_dir}: not a run directory: it has no {rundir.CONFIG}")
+    elif allow_incomplete:
+        uris = [part.uri for _, part in sorted(directory.list_parts().items())]
+    else:
+        raise RunError(f"{run_dir}: the run has not finished; repeat its command, or pass allow_incomplete=True")
+    if not uris:
+        raise RunError(f"{run_dir}: the run has no rows yet")
+    filesystem, paths = _filesystem(uris, storage)
+    table = pq.read_table(paths, columns=columns and list(columns), filters=filters, filesystem=filesystem)
+    return table.to_pandas()
+
+
+def _filesystem(uris: list[str], storage: StorageConfig) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+    if not is_remote(uris[0]):
+        return fsspec.filesystem("file"), [absolute(uri) for uri in uris]
+    options = {"anon": storage.anonymous, "endpoint_url": storage.endpoint_url}
+    if storage.region:
+        options["client_kwargs"] = {"region_name": storage.region}
+    return fsspec.filesystem("s3", **options), [uri.removeprefix("s3://") for uri in uris]
