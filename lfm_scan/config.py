@@ -7,7 +7,7 @@ are never part of it.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -18,7 +18,7 @@ from lfm_scan.options import ComputeConfig, ImageLimits, StorageConfig, flag_of
 Preprocess = Literal["resize256", "crop256"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ScanConfig:
     """What to scan, with what, and where the results go.
 
@@ -36,6 +36,7 @@ class ScanConfig:
     """
 
     sources: tuple[str, ...]
+    _: KW_ONLY
     output: Annotated[str, Parameter(alias="-o")]
     weights: str = "bundled"
     preprocess: Preprocess | None = None

@@ -20,8 +20,8 @@ import torch
 
 from lfm_scan.distributed.resources import PipelineShape
 from lfm_scan.model import load_checkpoint
-from lfm_scan.scan.plan import Plan, read_shard
-from lfm_scan.scan.shard import Receipt, ShardJob, commit_shard, finish_rows, pixels_of, prepare_shard
+from lfm_scan.runs.plan import Plan, read_shard
+from lfm_scan.runs.shard import Receipt, ShardJob, commit_shard, finish_rows, pixels_of, prepare_shard
 from lfm_scan.scoring.backend import TorchBackend
 
 _SHARDS_PER_WAVE: Final = 20_000

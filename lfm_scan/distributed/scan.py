@@ -14,11 +14,11 @@ from lfm_scan.distributed.pipeline import Work, run_pipeline
 from lfm_scan.distributed.resources import shape_pipeline
 from lfm_scan.distributed.session import ray_session
 from lfm_scan.errors import LFMScanError, RunError
-from lfm_scan.scan.finalize import Group, MergedFile, group_parts, merge_group, write_success
-from lfm_scan.scan.plan import Plan
-from lfm_scan.scan.run import Run, ensure_plan, open_run, todo
-from lfm_scan.scan.shard import Receipt
-from lfm_scan.scan.summary import Summary
+from lfm_scan.runs.finalize import Group, MergedFile, group_parts, merge_group, write_success
+from lfm_scan.runs.plan import Plan
+from lfm_scan.runs.run import Run, ensure_plan, open_run, todo
+from lfm_scan.runs.shard import Receipt
+from lfm_scan.runs.summary import Summary
 
 
 class Listener(Protocol):

@@ -19,8 +19,8 @@ from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_polic
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.model import Domain
 from lfm_scan.options import StorageConfig
-from lfm_scan.scan.rundir import RunDirectory
-from lfm_scan.scan.summary import Summary, summarize
+from lfm_scan.runs.rundir import RunDirectory
+from lfm_scan.runs.summary import Summary, summarize
 from lfm_scan.schema import RESULT_SCHEMA
 from lfm_scan.scoring.prepare import Prepared, prepare_bytes
 from lfm_scan.scoring.result import judge

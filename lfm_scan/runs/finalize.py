@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfm_scan.errors import RunError
-from lfm_scan.scan import rundir
-from lfm_scan.scan.plan import Plan
-from lfm_scan.scan.run import Run
-from lfm_scan.scan.rundir import RunDirectory
-from lfm_scan.scan.shard import to_parquet
-from lfm_scan.scan.summary import Summary, summarize
+from lfm_scan.runs import rundir
+from lfm_scan.runs.plan import Plan
+from lfm_scan.runs.run import Run
+from lfm_scan.runs.rundir import RunDirectory
+from lfm_scan.runs.shard import to_parquet
+from lfm_scan.runs.summary import Summary, summarize
 from lfm_scan.schema import RESULT_SCHEMA
 from lfm_scan.storage import ObjectInfo
 

@@ -12,10 +12,10 @@ from lfm_scan.config import ScanConfig, absolute
 from lfm_scan.errors import FingerprintError, RunError
 from lfm_scan.imaging import get_policy
 from lfm_scan.model import Checkpoint
-from lfm_scan.scan import rundir
-from lfm_scan.scan.plan import Plan, read_plan, write_plan
-from lfm_scan.scan.rundir import RunDirectory
-from lfm_scan.scan.shard import ShardJob
+from lfm_scan.runs import rundir
+from lfm_scan.runs.plan import Plan, read_plan, write_plan
+from lfm_scan.runs.rundir import RunDirectory
+from lfm_scan.runs.shard import ShardJob
 from lfm_scan.schema import SCHEMA_VERSION
 from lfm_scan.scoring.weights import read_weights
 from lfm_scan.sources import check_sources, list_sources

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfm_scan.errors import RunError
-from lfm_scan.scan import rundir
-from lfm_scan.scan.rundir import RunDirectory
+from lfm_scan.runs import rundir
+from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.storage import ObjectInfo
 
 PLAN_SCHEMA: Final = pa.schema(

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from lfm_scan.config import absolute
 from lfm_scan.errors import RunError
 from lfm_scan.options import StorageConfig
-from lfm_scan.scan import rundir
-from lfm_scan.scan.rundir import RunDirectory
+from lfm_scan.runs import rundir
+from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.storage import is_remote
 
 
@@ -54,13 +54,14 @@ def read_results(
         raise RunError(f"{run_dir}: the run has no rows yet")
     filesystem, paths = _filesystem(uris, storage)
     table = pq.read_table(paths, columns=columns and list(columns), filters=filters, filesystem=filesystem)
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def _filesystem(uris: list[str], storage: StorageConfig) -> tuple[fsspec.AbstractFileSystem, list[str]]:
     if not is_remote(uris[0]):
         return fsspec.filesystem("file"), [absolute(uri) for uri in uris]
-    options = {"anon": storage.anonymous, "endpoint_url": storage.endpoint_url}
+    options: dict[str, Any] = {"anon": storage.anonymous, "endpoint_url": storage.endpoint_url}
     if storage.region:
         options["client_kwargs"] = {"region_name": storage.region}
     return fsspec.filesystem("s3", **options), [uri.removeprefix("s3://") for uri in uris]

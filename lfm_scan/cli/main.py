@@ -1,0 +1,149 @@
+"""`lfm-scan`: arguments in, exit code out.
+
+Exit codes: 0 done; 1 the run failed; 2 wrong arguments; 3 more images failed than --max-failure-rate allows, or none
+could be scored; 130 interrupted, 143 terminated, both safe to resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Final
+
+import cyclopts.config
+from cyclopts import App, CycloptsError, Parameter
+
+from lfm_scan.config import ScanConfig
+from lfm_scan.errors import ConfigError, LFMScanError
+from lfm_scan.version import __version__
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_FAILURE_RATE: Final = 3
+
+_CONFIG_READERS: Final[dict[str, Callable[..., Any]]] = {
+    ".toml": cyclopts.config.Toml,
+    ".json": cyclopts.config.Json,
+    ".yaml": cyclopts.config.Yaml,
+    ".yml": cyclopts.config.Yaml,
+}
+
+app = App(
+    name="lfm-scan",
+    version=__version__,
+    help="Find AI-generated images in object storage: LFM on Ray Data, one Parquet row an image.",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@app.command(name="scan")
+def scan_command(
+    config: Annotated[ScanConfig, Parameter(name="*")],
+    *,
+    config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    debug: bool = False,
+) -> int:
+    """Score every image of the sources and write one Parquet row for each.
+
+    A scan that was interrupted goes on when the command is repeated; a finished one is left alone. Lossy and resized
+    images are scored, but marked as not assessable if the checkpoint cannot tell: see docs/results.md.
+
+    Args:
+        config: Sources and settings.
+        config_file: TOML, YAML or JSON file with the same names as the options; options win.
+        debug: Show tracebacks and what Ray says.
+    """
+    # Late, so that --help is quick: this loads torch and ray.
+    from lfm_scan.cli.progress import ScanProgress
+    from lfm_scan.cli.report import print_outcome
+    from lfm_scan.distributed.scan import scan
+
+    del config_file  # read in `main`, before the arguments were
+    progress = ScanProgress()
+    try:
+        with _terminate_as_interrupt(), progress:
+            outcome = scan(config, progress, debug=debug)
+    except KeyboardInterrupt as exc:
+        progress.print_interrupted()
+        return exc.args[0] if exc.args else 128 + signal.SIGINT
+    print_outcome(outcome, config)
+    summary = outcome.summary
+    if summary.num_failed > config.max_failure_rate * summary.num_rows:
+        _print_error(
+            f"{summary.num_failed:,} of {summary.num_rows:,} images failed, more than --max-failure-rate "
+            f"{config.max_failure_rate:g} allows; the column `error` of the results says why"
+        )
+        return EXIT_FAILURE_RATE
+    if not summary.num_scored and summary.num_failed:
+        _print_error("no image could be scored; the column `error` of the results says why")
+        return EXIT_FAILURE_RATE
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    try:
+        app.config = _config_providers(tokens)
+        result: Any = app(tokens, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        return EXIT_USAGE  # cyclopts has said what is wrong
+    except LFMScanError as exc:
+        if debug:
+            raise
+        _print_error(str(exc))
+        return EXIT_USAGE if isinstance(exc, ConfigError) else EXIT_FAILED
+    except Exception as exc:
+        if debug:
+            raise
+        lines = str(exc).strip().splitlines() or [""]
+        _print_error(f"unexpected {type(exc).__name__}: {lines[-1]} (--debug shows where)")
+        return EXIT_FAILED
+    return result if isinstance(result, int) else 0
+
+
+def _config_providers(tokens: Sequence[str]) -> tuple[Any, ...]:
+    """Return what reads the --config file, if the arguments name one.
+
+    Raises:
+        ConfigError: If there is no such file, or it has an unknown type.
+    """
+    name = next((after for option, after in itertools.pairwise(tokens) if option == "--config"), None)
+    name = next((option.removeprefix("--config=") for option in tokens if option.startswith("--config=")), name)
+    if name is None:
+        return ()
+    reader = _CONFIG_READERS.get(Path(name).suffix.lower())
+    if reader is None:
+        raise ConfigError(f"--config {name}: must end in {', '.join(_CONFIG_READERS)}")
+    if not Path(name).is_file():
+        raise ConfigError(f"--config {name}: no such file")
+    return (reader(name, use_commands_as_keys=False),)
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, which a spot machine or a scheduler sends, stop the run as cleanly as Ctrl-C."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_error(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text("error: ", style="bold red") + Text(" ".join(message.split(os.linesep)), style="default"))
