@@ -61,17 +61,19 @@ def scan_command(
     """
     # Late, so that --help is quick: this loads torch and ray.
     from lfm_scan.cli.progress import ScanProgress
+    from lfm_scan.cli.quiet import stderr_in_log
     from lfm_scan.cli.report import print_outcome
     from lfm_scan.distributed.scan import scan
 
     del config_file  # read in `main`, before the arguments were
-    progress = ScanProgress()
-    try:
-        with _terminate_as_interrupt(), progress:
-            outcome = scan(config, progress, debug=debug)
-    except KeyboardInterrupt as exc:
-        progress.print_interrupted()
-        return exc.args[0] if exc.args else 128 + signal.SIGINT
+    with stderr_in_log(enabled=not debug) as terminal:
+        progress = ScanProgress(terminal)
+        try:
+            with _terminate_as_interrupt(), progress:
+                outcome = scan(config, progress, debug=debug)
+        except KeyboardInterrupt as exc:
+            progress.print_interrupted()
+            return exc.args[0] if exc.args else 128 + signal.SIGINT
     print_outcome(outcome, config)
     summary = outcome.summary
     if summary.num_failed > config.max_failure_rate * summary.num_rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
@@ -18,17 +18,20 @@ _LINE_EVERY_S: Final = 5.0
 
 
 class ScanProgress:
-    """Listens to a scan and shows images done, failed, images/s and the time left, on standard error."""
+    """Listens to a scan and shows images done, failed, images/s and the time left.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    Args:
+        file: Where to show it, usually standard error.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._console = Console(file=file, highlight=False, soft_wrap=True)
         self._bar = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=30),
             _CountColumn(),
             console=self._console,
-            expand=True,
             transient=True,
         )
         self._task: TaskID | None = None
@@ -131,7 +134,8 @@ class _CountColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         listener = task.fields.get("listener")
-        return Text(listener.describe() if isinstance(listener, ScanProgress) else "")
+        text = listener.describe() if isinstance(listener, ScanProgress) else ""
+        return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _duration(seconds: float) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
+from typing import Final
 
 import ray
 import ray.data
 
 from lfm_scan.errors import RunError
+
+_CONNECT_TIMEOUT_S: Final = 5
 
 
 @contextlib.contextmanager
@@ -31,6 +35,8 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
             yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     level = logging.INFO if debug else logging.ERROR
     try:
         ray.init(
@@ -46,6 +52,21 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Fail within seconds where Ray itself would try for many minutes.
+
+    Raises:
+        RunError: If nothing listens there.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", "local" and the like are for Ray to judge
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as exc:
+        raise RunError(f"no Ray cluster answers at {address} ({exc.strerror or exc}): check --ray-address") from exc
 
 
 @contextlib.contextmanager
