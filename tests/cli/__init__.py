@@ -1,0 +1,1 @@
+"""Tests of lfm_scan.cli."""

@@ -1,0 +1,67 @@
+"""Fixtures that several folders share. Whatever is slow to make is made once a session and never changed by a test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lfm_scan.model import LFM, CheckpointMetadata, save_checkpoint
+from lfm_scan.storage import s3
+from tests.servers import S3Server, run_s3_server
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server that refuses unsigned requests."""
+    with run_s3_server(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket, and the environment with which this process may use it."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    s3._cached_client.cache_clear()  # clients keep the credentials they were made with
+    bucket = f"test-{uuid.uuid4().hex[:16]}"
+    s3_server.client().create_bucket(Bucket=bucket)
+    yield bucket
+    s3._cached_client.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def dev_data() -> Path:
+    """The folder with dev.csv and dev/."""
+    return _existing(_SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def published_weights() -> Path:
+    """The authors' checkpoint."""
+    return _existing(_SHARED / "weights" / "lfm_official.pth")
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint file with seeded random weights, the same in every session."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LFM()
+    metadata = CheckpointMetadata(model_id="lfm-test", preprocess="crop256")
+    path = tmp_path_factory.mktemp("weights") / "lfm-test.safetensors"
+    path.write_bytes(save_checkpoint(model, metadata))
+    return path
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"needs {path}, which is not part of the repository")
+    return path

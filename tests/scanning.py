@@ -1,0 +1,42 @@
+"""Running the real command line in tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+SCORE_COLUMNS: Final = ["uri", "status", "logit", "score", "assessable", "flagged", "sha256"]
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the command line of `lfm-scan` in this interpreter."""
+    return [sys.executable, "-m", "lfm_scan", *map(str, arguments)]
+
+
+def lfm_scan(
+    *arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run `lfm-scan` to its end."""
+    return subprocess.run(
+        command(*arguments),
+        env={**os.environ, **(env or {}), "COLUMNS": "120"},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def read_parts(run_dir: Path) -> pd.DataFrame:
+    """Return the rows of all committed parts, each file read on its own."""
+    frames = [pq.ParquetFile(path).read().to_pandas() for path in sorted((run_dir / "parts").glob("part-*.parquet"))]
+    return pd.concat(frames, ignore_index=True)
