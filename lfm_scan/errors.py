@@ -6,7 +6,8 @@
     ├── ImageError              one image cannot be scored; becomes a row, never stops a run
     ├── StorageError            a store did not do what was asked
     │   ├── AccessDeniedError   credentials are missing, wrong or too weak
-    │   ├── NotFoundError       the bucket, object, folder or file does not exist
+    │   ├── NotFoundError       the object, folder or file does not exist
+    │   │   └── NoSuchBucketError  nor does its bucket
     │   ├── OversizeError       the object is larger than the caller asked for
     │   └── UnreachableError    no answer: wrong endpoint, network down, or time ran out
     └── RunError                a run cannot start, go on or be read
@@ -65,7 +66,11 @@ class AccessDeniedError(StorageError):
 
 
 class NotFoundError(StorageError):
-    """The bucket, object, folder or file does not exist."""
+    """The object, folder or file does not exist."""
+
+
+class NoSuchBucketError(NotFoundError):
+    """Not even the bucket exists: where a missing object is normal, this is not."""
 
 
 class OversizeError(StorageError):

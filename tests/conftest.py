@@ -55,6 +55,8 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LFM()
+        with torch.no_grad():
+            model.head.weight.mul_(1e4)  # fresh weights score everything alike; these tell images apart
     metadata = CheckpointMetadata(model_id="lfm-test", preprocess="crop256")
     path = tmp_path_factory.mktemp("weights") / "lfm-test.safetensors"
     path.write_bytes(save_checkpoint(model, metadata))

@@ -42,9 +42,7 @@ def test_sources_are_merged_in_order(folder: Path) -> None:
 
 
 def test_the_run_directory_inside_a_source_is_left_out(folder: Path) -> None:
-    assert _uris(folder, exclude=folder / "a") == [
-        f"{folder}/{name}" for name in ("[c]/6.png", "a.b/4.png", "b/5.png")
-    ]
+    assert _uris(folder, exclude=folder / "a") == [f"{folder}/{name}" for name in ("[c]/6.png", "a.b/4.png", "b/5.png")]
 
 
 def test_a_folder_named_like_a_glob_is_a_folder(folder: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -38,6 +40,7 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
     if address:
         _check_reachable(address)
     level = logging.INFO if debug else logging.ERROR
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -47,6 +50,8 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
         )
     except (ConnectionError, ValueError, RuntimeError) as exc:
         raise RunError(f"cannot reach Ray at {address or 'this machine'}: {str(exc).splitlines()[0]}") from exc
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
     try:
         with _quiet_data(debug):
             yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -72,9 +73,12 @@ class CheckpointMetadata:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_id, str) or not isinstance(self.preprocess, str):
+            raise TypeError("model_id and preprocess must be strings")
         if not self.model_id or len(self.model_id) > 200:
             raise ValueError("model_id must have 1 to 200 characters")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, numbers)) or min(self.std) <= 0:
             raise ValueError(f"mean and std must be three numbers, std positive: got {self.mean} and {self.std}")
 
 
@@ -177,7 +181,9 @@ def _read_published(data: bytes, name: str, sha256: str) -> tuple[LFM, Checkpoin
     except (RuntimeError, zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise CheckpointError(f"{name}: a damaged PyTorch file ({reason}); fetch it again") from exc
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
         raise CheckpointError(f"{name}: expected a state dict of tensors, found {type(loaded).__name__}")
     architecture, tensors = published.translate(dict(loaded), name)
     metadata = CheckpointMetadata(
@@ -201,12 +207,18 @@ def _build(architecture: ArchitectureConfig, tensors: Mapping[str, Tensor], name
         if key in tensors and tensors[key].shape != value.shape
     ]
     problems += [
-        f"{key} holds values that are not finite"
+        f"{key} holds values that are not finite numbers"
         for key, value in tensors.items()
-        if key in expected and value.is_floating_point() and not bool(value.isfinite().all())
+        if key in expected and not _is_finite(value)
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{name}: does not fit {architecture}: {'; '.join(problems[:3])}{more}")
     model.load_state_dict({key: tensors[key].to(value.dtype) for key, value in expected.items()})
     return model
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Tell whether a tensor is dense, real and finite: a hostile file may hold sparse or complex ones."""
+    plain = value.layout == torch.strided and not value.is_complex() and not value.is_quantized
+    return plain and bool(value.isfinite().all())

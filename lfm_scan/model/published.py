@@ -56,10 +56,10 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[ArchitectureConfig
         )
     for key in _NPR_KERNELS:
         _check_npr_kernel(tensors.pop(key, None), key, name)
-    channels = tensors[_PROJECTION].shape[0]
     try:
-        architecture = ArchitectureConfig(depth=num_blocks + 1, pooling="tkp", k=head.shape[-1] // channels)
-    except (ValueError, ZeroDivisionError) as exc:
+        k = head.shape[-1] // tensors[_PROJECTION].shape[0]
+        architecture = ArchitectureConfig(depth=num_blocks + 1, pooling="tkp", k=k)
+    except (ValueError, ZeroDivisionError, IndexError) as exc:
         raise CheckpointError(f"{name}: not an architecture of LFM: {exc}") from exc
     ours_of = {theirs: ours for ours, theirs in key_table(num_blocks).items()}
     return architecture, {ours_of.get(key, key): value for key, value in tensors.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lfm_scan.config import absolute
-from lfm_scan.errors import NotFoundError, RunError
+from lfm_scan.errors import NoSuchBucketError, NotFoundError, RunError
 from lfm_scan.options import StorageConfig
 from lfm_scan.storage import ObjectInfo, PutOutcome, Store, join, name_of, open_store
 
@@ -55,6 +55,8 @@ class RunDirectory:
         """
         try:
             data = self.store.get(self.path(name)).data
+        except NoSuchBucketError:
+            raise
         except NotFoundError:
             return None
         try:

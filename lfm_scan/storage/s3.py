@@ -21,7 +21,14 @@ import botocore
 import botocore.exceptions
 from botocore.config import Config
 
-from lfm_scan.errors import AccessDeniedError, NotFoundError, OversizeError, StorageError, UnreachableError
+from lfm_scan.errors import (
+    AccessDeniedError,
+    NoSuchBucketError,
+    NotFoundError,
+    OversizeError,
+    StorageError,
+    UnreachableError,
+)
 from lfm_scan.options import StorageConfig
 from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome
 
@@ -217,7 +224,7 @@ def _translate(exc: Exception, uri: str) -> StorageError:
     if isinstance(exc, botocore.exceptions.ClientError):
         code, message = _code(exc), str(exc.response.get("Error", {}).get("Message", "")) or str(exc)
         if code == "NoSuchBucket":
-            return NotFoundError(f"{uri}: the bucket does not exist")
+            return NoSuchBucketError(f"{uri}: the bucket does not exist")
         if code in _NOT_FOUND:
             return NotFoundError(f"{uri}: not found")
         if code in _DENIED:

@@ -1,0 +1,87 @@
+"""Drivers that are killed, terminated and interrupted: real processes, real signals, then the same command again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import lfm_scan
+from tests.images import write_pictures
+from tests.scanning import REPOSITORY, SCORE_COLUMNS, command
+from tests.scanning import lfm_scan as run_lfm_scan
+
+_NUM_PICTURES = 120
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_pictures(folder, _NUM_PICTURES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pictures: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = run_lfm_scan("scan", pictures, "--output", run_dir, "--weights", tiny_weights, "--shard-size", 5)
+    assert done.returncode == 0, done.stderr
+    return lfm_scan.read_results(run_dir)
+
+
+@pytest.fixture
+def driver_arguments(pictures: Path, tiny_weights: Path, tmp_path: Path) -> list[str]:
+    """Arguments of a scan of many small shards into tmp_path / "run"."""
+    return list(
+        map(str, ("scan", pictures, "--output", tmp_path / "run", "--weights", tiny_weights, "--shard-size", 5))
+    )
+
+
+@pytest.mark.parametrize(
+    ("signum", "exit_code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str
+)
+def test_a_driver_stopped_midway_loses_nothing_and_counts_nothing_twice(
+    signum: signal.Signals, exit_code: int, undisturbed: pd.DataFrame, driver_arguments: list[str], tmp_path: Path
+) -> None:
+    run_dir, parts = tmp_path / "run", tmp_path / "run" / "parts"
+
+    with subprocess.Popen(
+        command(*driver_arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
+    ) as driver:
+        deadline = time.monotonic() + 120
+        while len(list(parts.glob("part-*"))) < 4 and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        driver.send_signal(signum)
+        _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == exit_code, stderr.decode()
+    assert not (run_dir / "_SUCCESS.json").exists()
+    committed = {path.name: path.read_bytes() for path in parts.glob("part-*")}
+    assert 4 <= len(committed) < _NUM_PICTURES // 5
+    if signum != signal.SIGKILL:
+        assert b"Repeat the same command to go on" in stderr
+
+    again = run_lfm_scan(*driver_arguments)
+
+    assert again.returncode == 0, again.stderr
+    assert "images are done already" in again.stderr
+    frame = lfm_scan.read_results(run_dir)
+    assert frame["uri"].is_unique
+    pd.testing.assert_frame_equal(frame[SCORE_COLUMNS], undisturbed[SCORE_COLUMNS])
+    assert all((parts / name).read_bytes() == data for name, data in committed.items())
+
+
+def test_two_drivers_at_once_share_one_run(
+    driver_arguments: list[str], undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    drivers = [
+        subprocess.Popen(command(*driver_arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    ends = [(driver.communicate(timeout=240), driver.returncode) for driver in drivers]
+
+    assert [code for _, code in ends] == [0, 0], ends
+    pd.testing.assert_frame_equal(lfm_scan.read_results(tmp_path / "run")[SCORE_COLUMNS], undisturbed[SCORE_COLUMNS])
