@@ -39,4 +39,5 @@ def lfm_scan(
 def read_parts(run_dir: Path) -> pd.DataFrame:
     """Return the rows of all committed parts, each file read on its own."""
     frames = [pq.ParquetFile(path).read().to_pandas() for path in sorted((run_dir / "parts").glob("part-*.parquet"))]
-    return pd.concat(frames, ignore_index=True)
+    rows: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return rows
