@@ -130,6 +130,17 @@ def test_success_lists_every_part_and_file(config: ScanConfig) -> None:
     assert len(success["parts"]) == len(list((run_dir / "parts").iterdir()))
 
 
+def test_a_fault_of_the_run_on_a_worker_is_the_drivers_error(config: ScanConfig) -> None:
+    lfm_scan.scan(config)
+    run_dir = Path(config.output)
+    (run_dir / "_SUCCESS.json").unlink()
+    next((run_dir / "parts").iterdir()).unlink()
+    next((run_dir / "plan").glob("*.parquet")).unlink()
+
+    with pytest.raises(NotFoundError, match=r"plan-.*\.parquet: No such file"):
+        lfm_scan.scan(config)
+
+
 def test_missing_source_writes_nothing(config: ScanConfig) -> None:
     with pytest.raises(NotFoundError):
         lfm_scan.scan(replace(config, sources=("/no/such/folder",)))
