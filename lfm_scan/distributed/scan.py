@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import ray
 
+from lfm_scan import errors
 from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.pipeline import Work, run_pipeline
 from lfm_scan.distributed.resources import shape_pipeline
@@ -19,6 +21,9 @@ from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run, ensure_plan, open_run, todo
 from lfm_scan.runs.shard import Receipt
 from lfm_scan.runs.summary import Summary
+
+_OUR_ERROR: Final = re.compile(r"^lfm_scan\.errors\.(\w+): (.*)$", re.MULTILINE)
+"""The last line of a Python traceback that ends in one of our errors."""
 
 
 class Listener(Protocol):
@@ -133,12 +138,14 @@ def _merge(run: Run, groups: Sequence[Group]) -> list[MergedFile]:
 
 
 def _translate(exc: ray.exceptions.RayError) -> LFMScanError:
-    """Return our own error if a worker raised one, else Ray's in one line."""
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, LFMScanError):
-            return cause
-        cause = cause.cause if isinstance(cause, ray.exceptions.RayTaskError) else cause.__cause__
+    """Return our own error if a worker raised one, else Ray's in one line.
+
+    Ray Data raises its own error from ours, and pickling drops the cause; what survives is the traceback's text.
+    """
+    for name, message in reversed(_OUR_ERROR.findall(str(exc))):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, LFMScanError) and not issubclass(kind, errors.ImageError):
+            return kind(message)
     lines = [line for line in str(exc).splitlines() if line.strip()]
     reason = lines[-1].strip() if lines else type(exc).__name__
     return RunError(f"Ray gave up: {reason}; what is done stays done, repeat the command to go on")

@@ -7,6 +7,7 @@ was lost as a conflict with itself. Both are handled here.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import random
@@ -38,6 +39,7 @@ _PATIENT_ATTEMPTS: Final = 6
 _QUICK_ATTEMPTS: Final = 2
 _CONNECT_TIMEOUT_S: Final = 3
 _READ_TIMEOUT_S: Final = 10
+_QUICK_READ_TIMEOUT_S: Final = 5
 _MAX_CONNECTIONS: Final = 64
 _MD5_ETAG: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -66,8 +68,15 @@ _UNREACHABLE: Final = (
 )
 
 
+_BODY_FAULTS: Final = (
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ReadTimeoutError,
+    botocore.exceptions.ResponseStreamingError,
+)
+
+
 class _BrokenBodyError(Exception):
-    """A body that ended early or does not have the bytes its ETag promises."""
+    """A body that ended early, stalled, or does not have the bytes its ETag promises."""
 
 
 class S3Store:
@@ -99,10 +108,14 @@ class S3Store:
         def attempt() -> Fetched:
             reply = self._client.get_object(Bucket=bucket, Key=key)
             size_bytes, etag = reply["ContentLength"], reply["ETag"].strip('"')
-            with reply["Body"] as body:
+            # Not the body's own context manager: it hands out urllib3's stream, with urllib3's exceptions.
+            with contextlib.closing(reply["Body"]) as body:
                 if max_bytes is not None and size_bytes > max_bytes:
                     raise OversizeError(f"{size_bytes:,} bytes, the limit is {max_bytes:,}")
-                data: bytes = body.read()
+                try:
+                    data: bytes = body.read()
+                except _BODY_FAULTS as exc:
+                    raise _BrokenBodyError(f"its body broke off: {exc}") from exc
             if len(data) != size_bytes:
                 raise _BrokenBodyError(f"{len(data):,} of {size_bytes:,} bytes arrived")
             if _is_md5(etag, reply) and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
@@ -183,7 +196,7 @@ def _cached_client(config: StorageConfig, attempts: int) -> Any:  # noqa: ANN401
         config=Config(
             retries={"mode": "standard", "max_attempts": attempts},
             connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S if attempts >= _PATIENT_ATTEMPTS else _QUICK_READ_TIMEOUT_S,
             max_pool_connections=_MAX_CONNECTIONS,
             # We send Content-MD5 and check ETags; the newer trailing checksums fail on some compatible stores.
             request_checksum_calculation="when_required",
@@ -208,15 +221,7 @@ def _is_worth_another_try(exc: Exception) -> bool:
     """Tell a fault that may pass from a verdict. boto3 has retried what it knows; the rest is for us."""
     if isinstance(exc, botocore.exceptions.ClientError):
         return _code(exc) in _AGAIN
-    return isinstance(
-        exc,
-        (
-            _BrokenBodyError,
-            botocore.exceptions.IncompleteReadError,
-            botocore.exceptions.ReadTimeoutError,
-            botocore.exceptions.ResponseStreamingError,
-        ),
-    )
+    return isinstance(exc, _BrokenBodyError)
 
 
 def _translate(exc: Exception, uri: str) -> StorageError:
@@ -237,6 +242,6 @@ def _translate(exc: Exception, uri: str) -> StorageError:
         )
     if isinstance(exc, botocore.exceptions.ParamValidationError):
         return StorageError(f"{uri}: not a valid bucket or key")
-    if isinstance(exc, _UNREACHABLE):
+    if isinstance(exc, _UNREACHABLE) or isinstance(exc.__cause__, _UNREACHABLE):
         return UnreachableError(f"{uri}: no answer from the store ({exc}): check --endpoint-url and the network")
     return StorageError(f"{uri}: {exc}")
