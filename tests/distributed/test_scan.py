@@ -130,15 +130,16 @@ def test_success_lists_every_part_and_file(config: ScanConfig) -> None:
     assert len(success["parts"]) == len(list((run_dir / "parts").iterdir()))
 
 
-def test_a_fault_of_the_run_on_a_worker_is_the_drivers_error(config: ScanConfig) -> None:
+def test_a_fault_of_the_run_on_a_worker_is_the_drivers_error(config: ScanConfig, tmp_path: Path) -> None:
     lfm_scan.scan(config)
-    run_dir = Path(config.output)
-    (run_dir / "_SUCCESS.json").unlink()
-    next((run_dir / "parts").iterdir()).unlink()
-    next((run_dir / "plan").glob("*.parquet")).unlink()
+    broken = tmp_path / "broken"  # a new place: workers remember plans they have read
+    shutil.copytree(config.output, broken)
+    (broken / "_SUCCESS.json").unlink()
+    next((broken / "parts").iterdir()).unlink()
+    next((broken / "plan").glob("*.parquet")).unlink()
 
     with pytest.raises(NotFoundError, match=r"plan-.*\.parquet: No such file"):
-        lfm_scan.scan(config)
+        lfm_scan.scan(replace(config, output=str(broken)))
 
 
 def test_missing_source_writes_nothing(config: ScanConfig) -> None:
