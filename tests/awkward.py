@@ -28,6 +28,8 @@ GOOD_LINK: Final = "link-to-good.png"
 FOLDER_LOOP: Final = "loop"
 NOT_UTF8: Final = b"caf\xe9.png"
 PIPE: Final = "pipe.png"
+BACKSLASH: Final = "back\\slash.png"
+"""A name of its own on a file system and on S3; SeaweedFS turns it into a folder."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def awkward_files() -> dict[str, Awkward]:
         "a+b=c&d.png": ok(good_png),
         "hash#mark.png": ok(good_png),
         "question?mark=*.png": ok(good_png),
-        "quote'\"\\.png": ok(good_png),
+        "quote'\".png": ok(good_png),
         unicodedata.normalize("NFC", "caf\u00e9-\u65e5\u672c-\U0001f600.png"): ok(good_png),
         unicodedata.normalize("NFD", "caf\u00e9-\u65e5\u672c-\U0001f600.png"): ok(good_png),
         "new\nline.png": ok(good_png),
@@ -249,7 +251,7 @@ def awkward_files() -> dict[str, Awkward]:
 
 
 def awkward_bytes() -> dict[str, bytes]:
-    """Return the files as key and bytes, for upload to S3: no links, no pipe, and no name that is not UTF-8."""
+    """Return the files as key and bytes, for upload to S3: no links, no pipe, no backslash, no name but UTF-8."""
     return {name: file.data for name, file in awkward_files().items()}
 
 
@@ -274,6 +276,7 @@ def write_awkward_files(folder: Path, policy_id: str = "crop256") -> dict[str, S
     (folder / DANGLING_LINK).symlink_to("nowhere.png")
     (folder / GOOD_LINK).symlink_to("deep.png")
     (folder / FOLDER_LOOP).symlink_to(folder, target_is_directory=True)
+    (folder / BACKSLASH).write_bytes(good_png)
     os.mkfifo(folder / PIPE)
     not_utf8 = os.path.join(os.fsencode(folder), NOT_UTF8)
     Path(os.fsdecode(not_utf8)).write_bytes(good_png)
@@ -282,6 +285,7 @@ def write_awkward_files(folder: Path, policy_id: str = "crop256") -> dict[str, S
         str(folder / DANGLING_LINK): Status.MISSING,
         str(folder / GOOD_LINK): Status.OK,
         str(folder / PIPE): Status.ERROR,
+        str(folder / BACKSLASH): Status.OK,
         f"file://{folder}/caf%E9.png": Status.OK,
     }
 

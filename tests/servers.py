@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import signal
@@ -11,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,6 +103,7 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
         "-s3.port.lance=0",
         "-s3.port.iceberg=0",
         "-s3.iam=false",
+        "-s3.autoCreateBucket=false",
         "-master.volumeSizeLimitMB=64",
         "-master.telemetry=false",
         "-volume.max=0",
@@ -262,3 +264,76 @@ def _receive(connection: socket.socket) -> bytes | None:
         return None
     except OSError:
         return b""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a `ScriptedServer` was asked."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a `ScriptedServer` answers."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class ScriptedServer:
+    """An HTTP server that answers what a function says, for what the real store will not do on request.
+
+    Args:
+        answer: Called for every request, in the order they came.
+    """
+
+    def __init__(self, answer: Callable[[Request], Reply]) -> None:
+        self.requests: list[Request] = []
+        lock, requests = threading.Lock(), self.requests
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    super().handle_one_request()
+
+            def _serve(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                request = Request(self.command, self.path, {key.lower(): value for key, value in self.headers.items()})
+                with lock:
+                    requests.append(request)
+                    reply = answer(request)
+                self.send_response(reply.status)
+                for key, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(reply.body)
+
+            do_GET = do_PUT = do_HEAD = _serve  # noqa: N815 - the names http.server looks for
+
+            def log_message(self, *_: object) -> None:
+                """Keep quiet."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> ScriptedServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)

@@ -75,8 +75,8 @@ _BODY_FAULTS: Final = (
 )
 
 
-class _BrokenBodyError(Exception):
-    """A body that ended early, stalled, or does not have the bytes its ETag promises."""
+class _BrokenReplyError(Exception):
+    """A reply that broke off or stalled, or whose body does not have the bytes its ETag promises."""
 
 
 class S3Store:
@@ -107,7 +107,7 @@ class S3Store:
 
         def attempt() -> Fetched:
             reply = self._client.get_object(Bucket=bucket, Key=key)
-            size_bytes, etag = reply["ContentLength"], reply["ETag"].strip('"')
+            size_bytes, etag = _size_and_etag(reply)
             # Not the body's own context manager: it hands out urllib3's stream, with urllib3's exceptions.
             with contextlib.closing(reply["Body"]) as body:
                 if max_bytes is not None and size_bytes > max_bytes:
@@ -115,12 +115,12 @@ class S3Store:
                 try:
                     data: bytes = body.read()
                 except _BODY_FAULTS as exc:
-                    raise _BrokenBodyError(f"its body broke off: {exc}") from exc
+                    raise _BrokenReplyError(f"its body broke off: {exc}") from exc
             if len(data) != size_bytes:
-                raise _BrokenBodyError(f"{len(data):,} of {size_bytes:,} bytes arrived")
+                raise _BrokenReplyError(f"{len(data):,} of {size_bytes:,} bytes arrived")
             if _is_md5(etag, reply) and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
-                raise _BrokenBodyError("the bytes do not match the ETag")
-            return Fetched(data, ObjectInfo(uri, size_bytes, etag, reply["LastModified"]))
+                raise _BrokenReplyError("the bytes do not match the ETag")
+            return Fetched(data, ObjectInfo(uri, size_bytes, etag, reply.get("LastModified")))
 
         return self._retry(attempt, uri)
 
@@ -142,10 +142,9 @@ class S3Store:
                 if _code(exc) not in _TAKEN:
                     raise
                 # Taken: by another driver, or by this very put, if its reply was lost and boto3 sent it again.
-                head = self._client.head_object(Bucket=bucket, Key=key)
-                etag = head["ETag"].strip('"')
-                return PutOutcome(etag == digest.hexdigest(), etag, head["ContentLength"])
-            return PutOutcome(True, reply["ETag"].strip('"'), len(data))
+                size_bytes, etag = _size_and_etag(self._client.head_object(Bucket=bucket, Key=key))
+                return PutOutcome(etag == digest.hexdigest(), etag, size_bytes)
+            return PutOutcome(True, _etag(reply), len(data))
 
         return self._retry(attempt, uri)
 
@@ -157,7 +156,7 @@ class S3Store:
         for tries_left in reversed(range(self._attempts)):
             try:
                 return attempt()
-            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, _BrokenBodyError) as exc:
+            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, _BrokenReplyError) as exc:
                 if not tries_left or not _is_worth_another_try(exc):
                     raise _translate(exc, uri) from exc
             # Full jitter, up to 0.2, 0.4, ... 5 s: boto3 has already waited between its own tries.
@@ -194,7 +193,7 @@ def _cached_client(config: StorageConfig, attempts: int) -> Any:  # noqa: ANN401
         endpoint_url=config.endpoint_url,
         region_name=config.region or session.region_name or "us-east-1",
         config=Config(
-            retries={"mode": "standard", "max_attempts": attempts},
+            retries={"mode": "standard", "total_max_attempts": attempts},
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=_READ_TIMEOUT_S if attempts >= _PATIENT_ATTEMPTS else _QUICK_READ_TIMEOUT_S,
             max_pool_connections=_MAX_CONNECTIONS,
@@ -207,10 +206,21 @@ def _cached_client(config: StorageConfig, attempts: int) -> Any:  # noqa: ANN401
     )
 
 
-def _is_md5(etag: str, reply: dict[str, Any]) -> bool:
+def _etag(reply: dict[str, Any]) -> str | None:
+    return str(reply["ETag"]).strip('"') if "ETag" in reply else None
+
+
+def _size_and_etag(reply: dict[str, Any]) -> tuple[int, str | None]:
+    """Return what the headers say. Python's HTTP client takes headers that break off for complete ones."""
+    if "ContentLength" not in reply:
+        raise _BrokenReplyError("its headers broke off")
+    return int(reply["ContentLength"]), _etag(reply)
+
+
+def _is_md5(etag: str | None, reply: dict[str, Any]) -> bool:
     """Tell whether an ETag is the MD5 of the body: not for multipart uploads, nor under KMS or customer keys."""
     encrypted = str(reply.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in reply
-    return _MD5_ETAG.fullmatch(etag) is not None and not encrypted
+    return etag is not None and _MD5_ETAG.fullmatch(etag) is not None and not encrypted
 
 
 def _code(exc: botocore.exceptions.ClientError) -> str:
@@ -221,7 +231,7 @@ def _is_worth_another_try(exc: Exception) -> bool:
     """Tell a fault that may pass from a verdict. boto3 has retried what it knows; the rest is for us."""
     if isinstance(exc, botocore.exceptions.ClientError):
         return _code(exc) in _AGAIN
-    return isinstance(exc, _BrokenBodyError)
+    return isinstance(exc, _BrokenReplyError)
 
 
 def _translate(exc: Exception, uri: str) -> StorageError:
