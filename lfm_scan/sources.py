@@ -11,13 +11,17 @@ from lfm_scan.config import absolute
 from lfm_scan.errors import NotFoundError
 from lfm_scan.options import StorageConfig
 from lfm_scan.storage import ObjectInfo, is_remote, open_store
+from lfm_scan.storage.local import to_path
 
 _GLOB_CHARACTERS: Final = re.compile(r"[*?\[]")
 _GLOB_TOKEN: Final = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 
 
 def list_sources(sources: Iterable[str], storage: StorageConfig, exclude: str | None = None) -> Iterator[ObjectInfo]:
-    """Yield every object of all sources, ordered by the UTF-8 bytes of its URI, none twice.
+    """Yield every object of all sources, none twice, ordered by the UTF-8 bytes of its URI.
+
+    That none comes twice does not hang on the order: some S3-compatible stores do not list by key, and what they list
+    comes in their order.
 
     Args:
         sources: Folders, files, globs, or s3://bucket/prefix.
@@ -27,14 +31,31 @@ def list_sources(sources: Iterable[str], storage: StorageConfig, exclude: str | 
     Raises:
         StorageError: If a source cannot be listed.
     """
-    excluded = None if exclude is None else absolute(exclude).rstrip("/") + "/"
-    listings = [_list_source(absolute(source), storage, patient=True) for source in sources]
-    previous = None
-    for found in heapq.merge(*listings, key=_order):
-        if found.uri == previous or (excluded is not None and found.uri.startswith(excluded)):
-            continue
-        previous = found.uri
-        yield found
+    named = [absolute(source) for source in sources]
+    if exclude is not None:
+        covered = [_coverage(absolute(exclude).rstrip("/") + "/")]
+    else:
+        covered = []
+    listings = []
+    for source in named:
+        listings.append(_uncovered(_list_source(source, storage, patient=True), tuple(covered)))
+        covered.append(_coverage(source))
+    return heapq.merge(*listings, key=_order)
+
+
+def _uncovered(objects: Iterator[ObjectInfo], covered: tuple[Callable[[str], bool], ...]) -> Iterator[ObjectInfo]:
+    """Yield the objects that no earlier source, and not the run directory, holds already."""
+    return (found for found in objects if not any(covers(found.uri) for covers in covered))
+
+
+def _coverage(source: str) -> Callable[[str], bool]:
+    """Return a test for whether a source holds a URI."""
+    if _is_glob(source):
+        return glob_matcher(source)
+    if is_remote(source):
+        return lambda uri: uri.startswith(source)
+    folder = source.rstrip("/") + "/"
+    return lambda uri: to_path(uri) == source or to_path(uri).startswith(folder)
 
 
 def check_sources(sources: Iterable[str], storage: StorageConfig) -> None:

@@ -74,6 +74,20 @@ def test_a_source_with_nothing_in_it_is_named(folder: Path) -> None:
         check_sources([str(folder), f"{folder}/*.webp"], StorageConfig())
 
 
+def test_overlapping_s3_sources_give_each_object_once_whatever_the_stores_order(
+    s3_server: S3Server, s3_bucket: str
+) -> None:
+    keys = ["deep.png", "deep/x.png", "deep/y.jpg", "deeper/z.png"]  # SeaweedFS lists deep/ before deep.png
+    for key in keys:
+        s3_server.put(s3_bucket, key, b"x")
+    storage = StorageConfig(endpoint_url=s3_server.endpoint_url)
+    prefixes = ("", "deep", "deep/", "*.png", "**/*.png", "deep/x.png", "")
+
+    found = list_sources([f"s3://{s3_bucket}/{prefix}" for prefix in prefixes], storage)
+
+    assert sorted(each.uri for each in found) == [f"s3://{s3_bucket}/{key}" for key in keys]
+
+
 def test_s3_prefixes_and_globs(s3_server: S3Server, s3_bucket: str) -> None:
     keys = ["a/1.png", "a/2.jpg", "a/deep/3.png", "ab/4.png", "b [1]/5+ %.png"]
     for key in keys:

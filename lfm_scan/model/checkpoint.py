@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lfm_scan.domain import Domain
 from lfm_scan.errors import CheckpointError
 from lfm_scan.model import published
 from lfm_scan.model.network import LFM, ArchitectureConfig
@@ -35,19 +36,6 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 _METADATA_KEY: Final = "lfm_scan"
 _ZIP_MAGIC: Final = b"PK\x03\x04"
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Which images the checkpoint's score means something for. The scan marks all others not assessable.
-
-    Attributes:
-        lossy: Whether it was shown to work on files saved by a lossy codec.
-        resampled: Whether its score survives the resize of its own preprocess policy.
-    """
-
-    lossy: bool = False
-    resampled: bool = False
 
 
 @dataclass(frozen=True)

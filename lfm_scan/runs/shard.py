@@ -14,17 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lfm_scan.domain import Domain
 from lfm_scan.errors import ImageError, StorageError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
-from lfm_scan.model import Domain
 from lfm_scan.options import StorageConfig
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.summary import Summary, summarize
 from lfm_scan.schema import RESULT_SCHEMA
-from lfm_scan.scoring.prepare import Prepared, prepare_bytes
+from lfm_scan.scoring.prepare import Prepared, image_error, prepare_bytes
 from lfm_scan.scoring.result import judge
-from lfm_scan.scoring.scorer import image_error
 from lfm_scan.status import Status
 from lfm_scan.storage import Fetched, open_store
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from lfm_scan.errors import ImageError
+from lfm_scan.errors import AccessDeniedError, ImageError, NotFoundError, OversizeError, StorageError, UnreachableError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, decode_bytes, decode_image
 from lfm_scan.status import Status
 
@@ -60,3 +60,19 @@ def prepare_image(image: Image.Image, policy: PreprocessPolicy, limits: ImageLim
         return Prepared(decoded.info, Status.OK, None, policy(decoded))
     except ImageError as exc:
         return Prepared.failed(exc)
+
+
+def image_error(exc: StorageError) -> ImageError:
+    """Return what a store's refusal means for one image."""
+    match exc:
+        case NotFoundError():
+            status = Status.MISSING
+        case AccessDeniedError():
+            status = Status.DENIED
+        case OversizeError():
+            status = Status.TOO_LARGE
+        case UnreachableError():
+            status = Status.TIMEOUT
+        case _:
+            status = Status.ERROR
+    return ImageError(status, str(exc))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lfm_scan.domain import Domain
 from lfm_scan.imaging import ImageInfo, PreprocessPolicy
-from lfm_scan.model.checkpoint import Domain
 from lfm_scan.status import Status, Unassessable
 
 

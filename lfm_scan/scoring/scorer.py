@@ -11,20 +11,14 @@ import numpy as np
 from PIL import Image
 
 from lfm_scan.errors import (
-    AccessDeniedError,
     ConfigError,
-    ImageError,
-    NotFoundError,
-    OversizeError,
     StorageError,
-    UnreachableError,
 )
 from lfm_scan.imaging import ImageLimits, get_policy
 from lfm_scan.scoring.backend import TorchBackend, resolve_device
-from lfm_scan.scoring.prepare import Prepared, prepare_bytes, prepare_image
+from lfm_scan.scoring.prepare import Prepared, image_error, prepare_bytes, prepare_image
 from lfm_scan.scoring.result import ImageResult, judge
 from lfm_scan.scoring.weights import BUNDLED, read_weights
-from lfm_scan.status import Status
 from lfm_scan.storage import StorageConfig, open_store
 
 Source = bytes | str | os.PathLike[str] | BinaryIO | Image.Image
@@ -143,19 +137,3 @@ class Scorer:
             model_id=metadata.model_id,
             weights_sha256=self.checkpoint.sha256,
         )
-
-
-def image_error(exc: StorageError) -> ImageError:
-    """Return what a store's refusal means for one image."""
-    match exc:
-        case NotFoundError():
-            status = Status.MISSING
-        case AccessDeniedError():
-            status = Status.DENIED
-        case OversizeError():
-            status = Status.TOO_LARGE
-        case UnreachableError():
-            status = Status.TIMEOUT
-        case _:
-            status = Status.ERROR
-    return ImageError(status, str(exc))

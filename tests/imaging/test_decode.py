@@ -14,7 +14,7 @@ from PIL import Image
 
 from lfm_scan.errors import ImageError
 from lfm_scan.imaging import DecodedImage, ImageInfo, ImageLimits, decode_bytes, decode_image, get_policy
-from lfm_scan.scoring import prepare_bytes
+from lfm_scan.scoring.prepare import prepare_bytes
 from lfm_scan.status import Status
 from tests.awkward import (
     animation,

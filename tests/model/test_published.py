@@ -11,7 +11,7 @@ import torch
 
 from lfm_scan.model import Checkpoint, Domain, load_checkpoint
 from lfm_scan.model.published import PUBLISHED_MODEL_ID, PUBLISHED_SHA256, key_table
-from lfm_scan.scoring import Scorer
+from lfm_scan.scoring.scorer import Scorer
 
 # The published logits were taken in fp32 on another machine; sums in another order differ by this much at most.
 _TOLERANCE = 1e-3

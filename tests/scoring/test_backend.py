@@ -9,8 +9,7 @@ from torch import nn
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import LFM, Checkpoint, CheckpointMetadata
-from lfm_scan.scoring import TorchBackend, resolve_device
-from lfm_scan.scoring.backend import fold_batch_norm
+from lfm_scan.scoring.backend import TorchBackend, fold_batch_norm, resolve_device
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +54,10 @@ def test_logits_are_those_of_the_network_on_normalised_pixels(model: LFM, pixels
     found = backend(model).logits(pixels)
     assert found.shape == (5,)
     assert found.dtype == np.dtype(np.float32)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert len(np.unique(found)) == 5
+    # Fresh weights score everything nearly alike: the differences between images are what must agree.
+    spread = np.ptp(expected)
+    assert spread > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.005 * spread)
 
 
 def test_the_batch_size_does_not_change_a_logit(model: LFM, pixels: np.ndarray) -> None:

@@ -10,7 +10,7 @@ import pytest
 from lfm_scan.imaging import ImageInfo, get_policy
 from lfm_scan.model import Domain
 from lfm_scan.schema import RESULT_SCHEMA
-from lfm_scan.scoring import ImageResult, Verdict, judge, sigmoid
+from lfm_scan.scoring.result import ImageResult, Verdict, judge, sigmoid
 from lfm_scan.status import Unassessable
 
 PNG_512 = ImageInfo(format="PNG", width=512, height=512, lossy=False)

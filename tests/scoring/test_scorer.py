@@ -14,7 +14,8 @@ from PIL import Image
 
 from lfm_scan.errors import CheckpointError, ConfigError
 from lfm_scan.imaging import ImageLimits
-from lfm_scan.scoring import ImageResult, Scorer
+from lfm_scan.scoring.result import ImageResult
+from lfm_scan.scoring.scorer import Scorer
 from lfm_scan.status import Status, Unassessable
 from lfm_scan.storage import StorageConfig
 from tests.awkward import awkward_files, encode, scene
