@@ -32,10 +32,7 @@ def list_sources(sources: Iterable[str], storage: StorageConfig, exclude: str | 
         StorageError: If a source cannot be listed.
     """
     named = [absolute(source) for source in sources]
-    if exclude is not None:
-        covered = [_coverage(absolute(exclude).rstrip("/") + "/")]
-    else:
-        covered = []
+    covered = [] if exclude is None else [_coverage(absolute(exclude).rstrip("/") + "/")]
     listings = []
     for source in named:
         listings.append(_uncovered(_list_source(source, storage, patient=True), tuple(covered)))

@@ -1,0 +1,147 @@
+"""Score labelled image files with a checkpoint: centre crop 256, figures per set.
+
+Step 4 of the bundled checkpoint. The input is a CSV file NAME.csv with the columns path, set, label (1 is
+generated) and format; paths are relative to the folder NAME beside it, or to its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lfm_scan.model import LFM, CheckpointMetadata, load_checkpoint
+
+CROP_PX: Final = 256
+BATCH: Final = 32
+
+
+@dataclass(frozen=True)
+class SetFigures:
+    """Figures of one set; None where the set lacks one of the classes. Rates are at a score of 0.5."""
+
+    num_real: int
+    num_generated: int
+    real_kept: float | None
+    generated_found: float | None
+    accuracy: float
+    auc: float | None
+
+
+def read_centre_crop(path: Path) -> Tensor | None:
+    """Return the centre (3, 256, 256) of an image as uint8, or None where it is smaller."""
+    with Image.open(path) as image:
+        left, top = (image.width - CROP_PX) // 2, (image.height - CROP_PX) // 2
+        if left < 0 or top < 0:
+            return None
+        crop = image.convert("RGB").crop((left, top, left + CROP_PX, top + CROP_PX))
+    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+
+
+def normalise(images_bchw: Tensor, metadata: CheckpointMetadata) -> Tensor:
+    """Return uint8 images as the network takes them."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (metadata.mean, metadata.std))
+    return ((images_bchw.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def logits_of(model: LFM, images: list[Tensor], metadata: CheckpointMetadata) -> list[float]:
+    """Return one logit an image, in fp32."""
+    batches = [normalise(torch.stack(images[i : i + BATCH]), metadata) for i in range(0, len(images), BATCH)]
+    return [logit for batch in batches for logit in model(batch).tolist()]
+
+
+def auc(real: list[float], generated: list[float]) -> float | None:
+    """Return the probability that a generated image scores above a real one, ties counting half."""
+    if not real or not generated:
+        return None
+    difference = np.subtract.outer(np.asarray(generated), np.asarray(real))
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
+def figures(logits: list[float], labels: list[int]) -> SetFigures:
+    """Return the figures of one set."""
+    real = [logit for logit, label in zip(logits, labels, strict=True) if label == 0]
+    generated = [logit for logit, label in zip(logits, labels, strict=True) if label == 1]
+    kept, found = sum(logit <= 0 for logit in real), sum(logit > 0 for logit in generated)
+    return SetFigures(
+        num_real=len(real),
+        num_generated=len(generated),
+        real_kept=kept / len(real) if real else None,
+        generated_found=found / len(generated) if generated else None,
+        accuracy=(kept + found) / len(logits),
+        auc=auc(real, generated),
+    )
+
+
+class LabelledFiles:
+    """The files of a CSV list, decoded once, grouped by set; smaller ones than the crop are left out."""
+
+    def __init__(self, list_path: Path, formats: frozenset[str] | None = None) -> None:
+        self.images: dict[str, list[Tensor]] = defaultdict(list)
+        self.labels: dict[str, list[int]] = defaultdict(list)
+        self.paths: dict[str, list[str]] = defaultdict(list)
+        folder = list_path.with_suffix("") if list_path.with_suffix("").is_dir() else list_path.parent
+        with list_path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if formats is not None and row["format"] not in formats:
+                    continue
+                image = read_centre_crop(folder / row["path"])
+                if image is not None:
+                    name = f"{row['set']} ({row['format']})"
+                    self.images[name].append(image)
+                    self.labels[name].append(int(row["label"]))
+                    self.paths[name].append(row["path"])
+
+    def evaluate(self, model: LFM, metadata: CheckpointMetadata) -> dict[str, SetFigures]:
+        """Return the figures of each set, and of all of them pooled."""
+        model.eval()
+        logits = {name: logits_of(model, images, metadata) for name, images in self.images.items()}
+        result = {name: figures(logits[name], self.labels[name]) for name in sorted(logits)}
+        pooled = [logit for name in logits for logit in logits[name]]
+        result["pooled"] = figures(pooled, [label for name in logits for label in self.labels[name]])
+        return result
+
+
+def table(results: dict[str, SetFigures]) -> str:
+    """Return the figures as a Markdown table."""
+    lines = [
+        "| set | real / generated | real kept | generated found | ACC | AUC |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        percents = ["-" if v is None else f"{100 * v:.1f}" for v in (row.real_kept, row.generated_found, row.accuracy)]
+        area = "-" if row.auc is None else f"{row.auc:.3f}"
+        lines.append(f"| {name} | {row.num_real} / {row.num_generated} | {' | '.join(percents)} | {area} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print a table for each checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, nargs="+")
+    parser.add_argument("--list", type=Path, required=True, help="CSV file: path,set,label,format")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    args = parser.parse_args()
+    files = LabelledFiles(args.list)
+    everything = {}
+    for path in args.checkpoint:
+        checkpoint = load_checkpoint(path.read_bytes(), str(path))
+        results = files.evaluate(checkpoint.model, checkpoint.metadata)
+        everything[checkpoint.metadata.model_id] = {name: asdict(row) for name, row in results.items()}
+        print(f"{checkpoint.metadata.model_id}\n\n{table(results)}\n")
+    if args.json:
+        args.json.write_text(json.dumps(everything, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
