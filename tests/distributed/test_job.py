@@ -30,6 +30,7 @@ def ray_head() -> Iterator[dict[str, str]]:
     """A Ray head of two CPUs; gives the environment in which `ray job` reaches it."""
     dashboard, token = free_port(), secrets.token_hex(32)
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": ""}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # the job says just `python`
     # Ray's sockets lie in its temporary folder, and a socket's path has 107 characters at most: not under tmp_path.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(
