@@ -36,7 +36,9 @@ class Prepared:
     @classmethod
     def failed(cls, error: ImageError, sha256: str | None = None, size_bytes: int | None = None) -> Prepared:
         """Return the outcome for an image that cannot be scored."""
-        return cls(error.info or ImageInfo(), error.status, error.message, None, sha256, size_bytes)
+        # A decoder may quote the file; a lone surrogate in it is no Parquet string.
+        message = error.message.encode("utf-8", "backslashreplace").decode()
+        return cls(error.info or ImageInfo(), error.status, message, None, sha256, size_bytes)
 
 
 def prepare_bytes(data: bytes, policy: PreprocessPolicy, limits: ImageLimits) -> Prepared:

@@ -143,8 +143,11 @@ def _describe(path: str) -> ObjectInfo:
     return ObjectInfo(_to_uri(path), facts.st_size, None, _utc(facts.st_mtime))
 
 
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _utc(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None  # a file may claim any time; year 30,000 is not worth a run
 
 
 def _translate(exc: OSError, uri: str) -> StorageError:

@@ -16,6 +16,7 @@ import lfm_scan
 from lfm_scan.config import ScanConfig
 from lfm_scan.errors import FingerprintError, NotFoundError, RunError
 from lfm_scan.options import ComputeConfig, StorageConfig
+from lfm_scan.runs import finalize
 from tests.awkward import write_awkward_files
 from tests.images import encoded, write_pictures
 from tests.scanning import SCORE_COLUMNS, read_parts
@@ -116,6 +117,17 @@ def test_parts_and_results_hold_the_same_rows(config: ScanConfig) -> None:
     lfm_scan.scan(config)
 
     pd.testing.assert_frame_equal(read_parts(Path(config.output)), lfm_scan.read_results(config.output))
+
+
+def test_many_result_files_are_merged_on_the_cluster(config: ScanConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finalize, "_MAX_GROUP_ROWS", 15)
+    lfm_scan.scan(config)
+
+    assert len(list(Path(config.output, "results").iterdir())) == 3
+    frame = lfm_scan.read_results(config.output)
+    assert frame["uri"].is_unique
+    assert frame["uri"].is_monotonic_increasing
+    assert len(frame) == 40
 
 
 def test_success_lists_every_part_and_file(config: ScanConfig) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lfm_scan.errors import AccessDeniedError, NotFoundError, OversizeError, StorageError
-from lfm_scan.storage import LocalStore, PutOutcome
+from lfm_scan.storage import LocalStore, PutOutcome, local
 from tests import awkward
 
 _NUM_RACERS = 16
@@ -261,3 +261,8 @@ def test_create_below_a_file_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "file")
     with pytest.raises(StorageError):
         LocalStore().create(str(tmp_path / "file" / "part"), b"x")
+
+
+@pytest.mark.parametrize("seconds", [2**40, -(2**40), float("nan"), float("inf")])
+def test_a_time_no_calendar_holds_is_no_time(seconds: float) -> None:
+    assert local._utc(seconds) is None
