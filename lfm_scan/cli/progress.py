@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from lfm_scan.distributed.scan import Listener
 from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run
 from lfm_scan.runs.shard import Receipt
@@ -17,7 +18,7 @@ from lfm_scan.runs.shard import Receipt
 _LINE_EVERY_S: Final = 5.0
 
 
-class ScanProgress:
+class ScanProgress(Listener):
     """Listens to a scan and shows images done, failed, images/s and the time left.
 
     Args:

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import ray
 
@@ -26,8 +26,8 @@ _OUR_ERROR: Final = re.compile(r"^lfm_scan\.errors\.(\w+): (.*)$", re.MULTILINE)
 """The last line of a Python traceback that ends in one of our errors."""
 
 
-class Listener(Protocol):
-    """What wants to know how a scan goes: the progress bar, or nobody."""
+class Listener:
+    """Wants to know how a scan goes. This one does nothing; the progress bar overrides what it shows."""
 
     def opened(self, run: Run) -> None:
         """The run directory is there and fits; Ray starts next."""
@@ -43,25 +43,6 @@ class Listener(Protocol):
 
     def finalizing(self) -> None:
         """All shards are committed; the parts are merged."""
-
-
-class Silent:
-    """A listener that does nothing."""
-
-    def opened(self, run: Run) -> None:
-        """Do nothing."""
-
-    def listing(self, num_rows: int) -> None:
-        """Do nothing."""
-
-    def planned(self, plan: Plan, num_rows_done: int) -> None:
-        """Do nothing."""
-
-    def shard_done(self, receipt: Receipt) -> None:
-        """Do nothing."""
-
-    def finalizing(self) -> None:
-        """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +80,7 @@ def scan(config: ScanConfig, listener: Listener | None = None, *, debug: bool = 
         LFMScanError: If the run cannot start or go on. What is committed stays, and the next start goes on from it.
     """
     started = time.monotonic()
-    listener = listener or Silent()
+    listener = listener or Listener()
     run = open_run(config)
     if run.success is not None:
         summary = Summary.from_json(run.success["summary"])

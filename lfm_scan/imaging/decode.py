@@ -21,6 +21,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -103,7 +104,13 @@ def decode_image(image: Image.Image, limits: ImageLimits | None = None, data: by
     try:
         image.seek(0)
         image.load()
-        info = _full_info(image, info, data)
+        # Some facts are only known once the pixels are loaded: metadata may trail them.
+        info = replace(
+            info,
+            lossy=is_lossy(image, data),
+            exif_orientation=_exif_orientation(image),
+            num_frames=_num_frames(image),
+        )
         rgb = _to_rgb(image, info)
     except _DECODER_ERRORS as exc:
         raise _translate(exc, data or b"", info, limits) from exc
@@ -123,21 +130,6 @@ def _header_info(image: Image.Image, data: bytes | None) -> ImageInfo:
         height=image.height,
         lossy=is_lossy(image, data),
         jpeg_quality=quality,
-        num_frames=None,
-    )
-
-
-def _full_info(image: Image.Image, info: ImageInfo, data: bytes | None) -> ImageInfo:
-    """Add what is only known once the pixels are loaded: trailing metadata and the number of frames."""
-    return ImageInfo(
-        format=info.format,
-        mode=info.mode,
-        width=info.width,
-        height=info.height,
-        lossy=is_lossy(image, data),
-        jpeg_quality=info.jpeg_quality,
-        exif_orientation=_exif_orientation(image),
-        num_frames=_num_frames(image),
     )
 
 

@@ -12,14 +12,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lfm_scan.errors import RunError
 from lfm_scan.runs import rundir
+from lfm_scan.runs.parquet import from_parquet, to_parquet
 from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run
 from lfm_scan.runs.rundir import RunDirectory
-from lfm_scan.runs.shard import to_parquet
 from lfm_scan.runs.summary import Summary, summarize
 from lfm_scan.schema import RESULT_SCHEMA
 from lfm_scan.storage import ObjectInfo
@@ -147,7 +146,7 @@ def _describe_part(plan: Plan, shard: int, part: ObjectInfo) -> dict[str, Any]:
 
 def _read_part(directory: RunDirectory, run_id: str, shard: int) -> pa.Table:
     uri = directory.part_uri(shard)
-    table = pq.read_table(pa.BufferReader(directory.store.get(uri).data), schema=RESULT_SCHEMA)
+    table = from_parquet(directory.store.get(uri).data, RESULT_SCHEMA)
     if table.column("run_id").unique().to_pylist() != [run_id]:
         raise RunError(f"{uri}: of another run than {run_id}; use a new --output")
     return table

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lfm_scan.errors import RunError
 from lfm_scan.runs import rundir
+from lfm_scan.runs.parquet import from_parquet, to_parquet
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.storage import ObjectInfo
 
@@ -103,7 +102,7 @@ def write_plan(
     num_rows, digest = 0, hashlib.sha256()
     files: list[str] = []
     for chunk in _chunks(stream, shard_size * _SHARDS_PER_FILE):
-        data = _to_parquet(chunk)
+        data = to_parquet(pa.Table.from_pylist([asdict(found) for found in chunk], schema=PLAN_SCHEMA))
         content = hashlib.sha256(data).hexdigest()
         digest.update(content.encode())
         # Named by content: two drivers that plan at once can only write the same file twice.
@@ -155,17 +154,9 @@ def read_shard(directory: RunDirectory, plan: Plan, shard: int) -> pa.Table:
 
 @functools.lru_cache(maxsize=2)
 def _read_plan_file(directory: RunDirectory, name: str) -> pa.Table:
-    data = directory.store.get(directory.path(name)).data
-    return pq.read_table(pa.BufferReader(data), schema=PLAN_SCHEMA)
+    return from_parquet(directory.store.get(directory.path(name)).data, PLAN_SCHEMA)
 
 
 def _chunks(objects: Iterator[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:
     while chunk := list(itertools.islice(objects, size)):
         yield chunk
-
-
-def _to_parquet(objects: list[ObjectInfo]) -> bytes:
-    table = pa.Table.from_pylist([asdict(found) for found in objects], schema=PLAN_SCHEMA)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

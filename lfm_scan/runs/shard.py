@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,20 +11,20 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lfm_scan.domain import Domain
 from lfm_scan.errors import ImageError, StorageError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.options import StorageConfig
+from lfm_scan.runs.parquet import from_parquet, to_parquet
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.summary import Summary, summarize
 from lfm_scan.schema import RESULT_SCHEMA
 from lfm_scan.scoring.prepare import Prepared, image_error, prepare_bytes
 from lfm_scan.scoring.result import judge
 from lfm_scan.status import Status
-from lfm_scan.storage import Fetched, open_store
+from lfm_scan.storage import Fetched, check_size, open_store
 
 PIXEL_BYTES: Final = SIDE_PX * SIDE_PX * 3
 PREPARED_SCHEMA: Final = pa.schema(
@@ -193,15 +192,8 @@ def commit_shard(job: ShardJob, results: pa.Table) -> Receipt:
     outcome = job.directory.store.create(uri, to_parquet(results))
     if not outcome.created:
         # Another worker or driver was first. Its rows count, so the receipt speaks of them.
-        results = pq.read_table(pa.BufferReader(job.directory.store.get(uri).data))
+        results = from_parquet(job.directory.store.get(uri).data, RESULT_SCHEMA)
     return Receipt(shard, outcome.created, summarize(results))
-
-
-def to_parquet(results: pa.Table, row_group_size: int = 131_072) -> bytes:
-    """Return a Parquet file with the bytes of `results`, zstd, with statistics on every column."""
-    buffer = io.BytesIO()
-    pq.write_table(results, buffer, compression="zstd", row_group_size=row_group_size)
-    return buffer.getvalue()
 
 
 def _fetch_all(job: ShardJob, inputs: list[dict[str, Any]]) -> Iterator[Fetched | ImageError]:
@@ -228,10 +220,7 @@ def _fetch_all(job: ShardJob, inputs: list[dict[str, Any]]) -> Iterator[Fetched 
 def _fetch(job: ShardJob, uri: str, listed_bytes: int | None) -> Fetched | ImageError:
     max_bytes = job.limits.max_image_bytes
     try:
-        if listed_bytes is not None and listed_bytes > max_bytes:
-            return ImageError(
-                Status.TOO_LARGE, f"{listed_bytes:,} bytes, the limit is {max_bytes:,} (--max-image-bytes)"
-            )
+        check_size(listed_bytes, max_bytes)  # saves the request
         return open_store(uri, job.storage).get(uri, max_bytes)
     except StorageError as exc:
         return image_error(exc)

@@ -72,7 +72,7 @@ def image_error(exc: StorageError) -> ImageError:
         case AccessDeniedError():
             status = Status.DENIED
         case OversizeError():
-            status = Status.TOO_LARGE
+            return ImageError(Status.TOO_LARGE, f"{exc} (--max-image-bytes)")
         case UnreachableError():
             status = Status.TIMEOUT
         case _:

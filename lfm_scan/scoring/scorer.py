@@ -10,10 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from lfm_scan.errors import (
-    ConfigError,
-    StorageError,
-)
+from lfm_scan.errors import ConfigError, StorageError
 from lfm_scan.imaging import ImageLimits, get_policy
 from lfm_scan.scoring.backend import TorchBackend, resolve_device
 from lfm_scan.scoring.prepare import Prepared, image_error, prepare_bytes, prepare_image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.options import StorageConfig
-from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, Store, join, name_of
+from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, Store, check_size, join, name_of
 from lfm_scan.storage.local import LocalStore
 from lfm_scan.storage.s3 import S3Store
 
@@ -16,6 +16,7 @@ __all__ = [
     "S3Store",
     "StorageConfig",
     "Store",
+    "check_size",
     "is_remote",
     "join",
     "name_of",

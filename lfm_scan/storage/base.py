@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from lfm_scan.errors import OversizeError
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -79,6 +81,16 @@ class Store(Protocol):
             StorageError: If it cannot be stored. That the name is taken is an outcome, not an error.
         """
         ...
+
+
+def check_size(size_bytes: int | None, max_bytes: int | None) -> None:
+    """Refuse an object by its size; one of unknown size passes.
+
+    Raises:
+        OversizeError: If it has more than `max_bytes`.
+    """
+    if size_bytes is not None and max_bytes is not None and size_bytes > max_bytes:
+        raise OversizeError(f"{size_bytes:,} bytes, the limit is {max_bytes:,}")
 
 
 def join(base: str, *names: str) -> str:

@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from lfm_scan.errors import AccessDeniedError, NotFoundError, OversizeError, StorageError
-from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome
+from lfm_scan.errors import AccessDeniedError, NotFoundError, StorageError
+from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, check_size
 
 
 class LocalStore:
@@ -46,8 +46,7 @@ class LocalStore:
                 facts = os.fstat(descriptor)
                 if not stat.S_ISREG(facts.st_mode):
                     raise StorageError(f"{uri}: not a regular file")
-                if max_bytes is not None and facts.st_size > max_bytes:
-                    raise OversizeError(f"{facts.st_size:,} bytes, the limit is {max_bytes:,}")
+                check_size(facts.st_size, max_bytes)
                 data = file.read()
         except OSError as exc:
             raise _translate(exc, uri) from exc

@@ -26,12 +26,11 @@ from lfm_scan.errors import (
     AccessDeniedError,
     NoSuchBucketError,
     NotFoundError,
-    OversizeError,
     StorageError,
     UnreachableError,
 )
 from lfm_scan.options import StorageConfig
-from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome
+from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, check_size
 
 T = TypeVar("T")
 
@@ -66,8 +65,6 @@ _UNREACHABLE: Final = (
     botocore.exceptions.ConnectionError,
     botocore.exceptions.HTTPClientError,
 )
-
-
 _BODY_FAULTS: Final = (
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ReadTimeoutError,
@@ -96,7 +93,7 @@ class S3Store:
                     if entry["Size"] == 0 and entry["Key"].endswith("/"):
                         continue
                     yield ObjectInfo(
-                        f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'), entry["LastModified"]
+                        f"s3://{bucket}/{entry['Key']}", entry["Size"], _etag(entry), entry["LastModified"]
                     )
         except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as exc:
             raise _translate(exc, uri) from exc
@@ -110,8 +107,7 @@ class S3Store:
             size_bytes, etag = _size_and_etag(reply)
             # Not the body's own context manager: it hands out urllib3's stream, with urllib3's exceptions.
             with contextlib.closing(reply["Body"]) as body:
-                if max_bytes is not None and size_bytes > max_bytes:
-                    raise OversizeError(f"{size_bytes:,} bytes, the limit is {max_bytes:,}")
+                check_size(size_bytes, max_bytes)
                 try:
                     data: bytes = body.read()
                 except _BODY_FAULTS as exc:

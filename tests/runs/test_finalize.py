@@ -12,9 +12,9 @@ from lfm_scan.errors import RunError
 from lfm_scan.options import StorageConfig
 from lfm_scan.runs import finalize
 from lfm_scan.runs.finalize import group_parts, merge_group
+from lfm_scan.runs.parquet import to_parquet
 from lfm_scan.runs.plan import Plan, write_plan
 from lfm_scan.runs.rundir import RunDirectory
-from lfm_scan.runs.shard import to_parquet
 from lfm_scan.schema import RESULT_SCHEMA
 from lfm_scan.storage import ObjectInfo
 
