@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from lfm_scan.errors import ConfigError
-from lfm_scan.options import ComputeConfig, ImageLimits, StorageConfig, flag_of
+from lfm_scan.options import ComputeConfig, ImageLimits, InputConfig, StorageConfig, flag_of
 
 Preprocess = Literal["resize256", "crop256"]
 

@@ -9,10 +9,14 @@
     │   ├── NotFoundError       the object, folder or file does not exist
     │   │   └── NoSuchBucketError  nor does its bucket
     │   ├── OversizeError       the object is larger than the caller asked for
+    │   ├── ChangedError        the object is not the one that was listed
     │   └── UnreachableError    no answer: wrong endpoint, network down, or time ran out
+    │       └── OutageError     the store answers nobody, and has not for long: no single object is at fault
     └── RunError                a run cannot start, go on or be read
         ├── FingerprintError    the run directory belongs to a scan with other settings
-        └── FailureRateError    more images failed than the user allows
+        ├── FailureRateError    more images failed than the user allows
+        ├── StallError          no shard was finished for longer than the user allows
+        └── SourceError         a manifest, inventory or archive is not what it should be
 
 They cross process boundaries inside Ray, so each can be pickled: positional arguments only.
 """
@@ -81,6 +85,14 @@ class UnreachableError(StorageError):
     """The store did not answer: wrong endpoint, network down, or time ran out."""
 
 
+class OutageError(UnreachableError):
+    """The store has answered nobody for longer than its patience: the run must stop, not blame an image."""
+
+
+class ChangedError(StorageError):
+    """The object is no longer the one that was listed."""
+
+
 class RunError(LFMScanError):
     """A run cannot start, go on, or be read."""
 
@@ -91,3 +103,11 @@ class FingerprintError(RunError):
 
 class FailureRateError(RunError):
     """More images failed than the user allows."""
+
+
+class StallError(RunError):
+    """No shard was finished for longer than the user allows."""
+
+
+class SourceError(RunError):
+    """A manifest, an inventory or an archive is not what it should be."""

@@ -7,6 +7,7 @@ texts of the command line.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from lfm_scan.errors import ConfigError
@@ -28,11 +29,18 @@ class ImageLimits:
         max_image_bytes: Largest file in bytes; a larger one is too_large.
         max_image_pixels: Most pixels, checked before decoding; an image with more is too_large.
         min_side_px: Shortest side in pixels; an image below it is too_small. The model itself needs 48.
+        max_decode_seconds: CPU seconds that decoding one image may take, and a quarter of the time by the clock; past
+            either the image is timeout.
+        max_decode_bytes: Memory that decoding one image may take, in bytes; past it the image is too_large.
+        score_truncated: Score what is there of a file whose end is missing; such a score is marked not assessable.
     """
 
     max_image_bytes: int = 64 * 2**20
     max_image_pixels: int = 80_000_000
     min_side_px: int = 48
+    max_decode_seconds: float = 10.0
+    max_decode_bytes: int = 2**30
+    score_truncated: bool = False
 
     def __post_init__(self) -> None:
         if self.max_image_bytes < 1:
@@ -44,6 +52,13 @@ class ImageLimits:
             )
         if self.min_side_px < 1:
             raise ConfigError(f"min-side-px must be at least 1, got {self.min_side_px}")
+        if not 0.1 <= self.max_decode_seconds <= 3600:
+            raise ConfigError(f"--max-decode-seconds must be 0.1 to 3600, got {self.max_decode_seconds}")
+        if self.max_decode_bytes < 64 * 2**20:
+            raise ConfigError(
+                f"--max-decode-bytes must be at least {64 * 2**20:,}, what a decoder needs for itself; got "
+                f"{self.max_decode_bytes:,}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,23 +110,124 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """How to reach S3. Credentials are never part of it: they come from the environment, a profile or a role.
+    """How to reach stores. Credentials are never part of it: they come from the environment, a profile or a role.
 
     Attributes:
         endpoint_url: Of an S3-compatible store, e.g. http://127.0.0.1:8333. Default: AWS.
         region: Of the bucket. Default: the environment's or the profile's, else us-east-1.
+        addressing: How S3 requests name the bucket: in the path, or as a virtual host.
         anonymous: Send unsigned requests, for public buckets.
+        profile: Named profile of the AWS configuration files.
+        assume_role: ARN of a role to assume; its credentials are renewed before they expire.
+        external_id: External id that the role asks for.
+        requester_pays: Pay for requests to buckets that ask for it.
+        sse: Encryption of what is written: AES256 or aws:kms. Default: the bucket's.
+        kms_key_id: Key for aws:kms. Default: the account's.
+        max_attempts: Tries for one request while the store answers others.
+        outage_patience: Seconds to go on trying while the store answers nobody.
+        connect_timeout: Seconds to wait for a connection.
+        read_timeout: Seconds to wait for the next bytes of an answer.
+        max_connections: Connections kept open, in each process.
     """
 
     endpoint_url: str | None = None
     region: str | None = None
+    addressing: Literal["auto", "path", "virtual"] = "auto"
     anonymous: bool = False
+    profile: str | None = None
+    assume_role: str | None = None
+    external_id: str | None = None
+    requester_pays: bool = False
+    sse: Literal["AES256", "aws:kms"] | None = None
+    kms_key_id: str | None = None
+    max_attempts: int = 6
+    outage_patience: float = 300.0
+    connect_timeout: float = 3.0
+    read_timeout: float = 10.0
+    max_connections: int = 64
 
     def __post_init__(self) -> None:
         if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
             raise ConfigError(f"--endpoint-url must start with http:// or https://, got {self.endpoint_url!r}")
         if self.endpoint_url is not None and "@" in self.endpoint_url:
             raise ConfigError("--endpoint-url must not hold credentials, it is saved with the run: use AWS_* variables")
+        if self.kms_key_id is not None and self.sse != "aws:kms":
+            raise ConfigError("--kms-key-id needs --sse aws:kms")
+        if self.external_id is not None and self.assume_role is None:
+            raise ConfigError("--external-id needs --assume-role")
+        if self.anonymous and (self.profile or self.assume_role):
+            raise ConfigError("--anonymous sends no credentials: it contradicts --profile and --assume-role")
+        for name in ("max_attempts", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{flag_of(name)} must be at least 1, got {getattr(self, name)}")
+        for name in ("connect_timeout", "read_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{flag_of(name)} must be above 0, got {getattr(self, name)}")
+        if self.outage_patience < 0:
+            raise ConfigError(f"--outage-patience must be at least 0, got {self.outage_patience}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """Which of the sources' objects are inputs, and what else to take from the sources.
+
+    Attributes:
+        include: Only inputs that match one of these globs: "*.jpg" for a name, "cats/*.jpg" for the end of a URI.
+        exclude: No inputs that match one of these globs.
+        suffix: Only inputs whose name ends so, in whatever case: .jpg
+        min_size: Only inputs of at least so many bytes, as listed.
+        max_size: Only inputs of at most so many bytes, as listed.
+        modified_after: Only inputs modified at or after this ISO date or time, UTC unless it says otherwise.
+        modified_before: Only inputs modified before this ISO date or time.
+        all_versions: Of an S3 Inventory with versions, take old ones too.
+        image_column: Column of a Parquet source that holds image bytes. Default: found by name and type.
+        uri_column: Column of a manifest that holds URIs. Default: found by name.
+        carry: Columns of a manifest or Parquet source, or member suffixes of a WebDataset, to carry into the results.
+        since: Run directory of an earlier scan: only objects that are new or changed since.
+        retry_failed: Run directory of an earlier scan: its inputs that were missing, denied, timeout, crashed or error.
+        reuse: Run directory of an earlier scan with the same settings: identical bytes take their score from there.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    suffix: tuple[str, ...] = ()
+    min_size: int | None = None
+    max_size: int | None = None
+    modified_after: str | None = None
+    modified_before: str | None = None
+    all_versions: bool = False
+    image_column: str | None = None
+    uri_column: str | None = None
+    carry: tuple[str, ...] = ()
+    since: str | None = None
+    retry_failed: str | None = None
+    reuse: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("modified_after", "modified_before"):
+            if getattr(self, name) is not None:
+                parse_time(getattr(self, name), flag_of(name))
+        for name in ("min_size", "max_size"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{flag_of(name)} must be at least 0, got {value}")
+        if len(set(self.carry)) != len(self.carry):
+            raise ConfigError(f"--carry names a column twice: {', '.join(self.carry)}")
+        if self.image_column is not None and self.uri_column is not None:
+            raise ConfigError("--image-column and --uri-column: a source has its images in one place; give one")
+
+
+def parse_time(text: str, flag: str) -> datetime:
+    """Return the moment an ISO date or time names, in UTC unless it says otherwise.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ConfigError(f"{flag} {text!r}: not an ISO date or time, such as 2026-11-21 or 2026-11-21T07:00Z") from exc
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def flag_of(name: str) -> str:

@@ -6,6 +6,7 @@ from lfm_scan.errors import ConfigError
 from lfm_scan.options import StorageConfig
 from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, Store, check_size, join, name_of
 from lfm_scan.storage.local import LocalStore
+from lfm_scan.storage.reader import open_object
 from lfm_scan.storage.s3 import S3Store
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "is_remote",
     "join",
     "name_of",
+    "open_object",
     "open_store",
 ]
 

@@ -63,14 +63,46 @@ class Store(Protocol):
         """
         ...
 
-    def get(self, uri: str, max_bytes: int | None = None) -> Fetched:
+    def get(self, uri: str, max_bytes: int | None = None, version_id: str | None = None) -> Fetched:
         """Return an object, complete and verified.
+
+        Args:
+            uri: Of the object.
+            max_bytes: Refuse a larger one without reading it.
+            version_id: Of a version, where the store keeps them.
 
         Raises:
             NotFoundError: If it is not there.
             AccessDeniedError: If it may not be read.
             OversizeError: If it has more than `max_bytes`.
+            OutageError: If the store answers nobody for longer than its patience.
             StorageError: If it cannot be read for another reason, after all retries.
+        """
+        ...
+
+    def head(self, uri: str, version_id: str | None = None) -> ObjectInfo:
+        """Return an object's facts.
+
+        Raises:
+            StorageError: As `get`.
+        """
+        ...
+
+    def get_range(
+        self, uri: str, start: int, num_bytes: int, etag: str | None = None, version_id: str | None = None
+    ) -> bytes:
+        """Return a stretch of an object: exactly so many bytes, which must be there.
+
+        Args:
+            uri: Of the object.
+            start: Offset of the first byte.
+            num_bytes: At least 1.
+            etag: The object must still have this one.
+            version_id: Of a version, where the store keeps them.
+
+        Raises:
+            ChangedError: If the object has another ETag, or ends earlier.
+            StorageError: As `get`.
         """
         ...
 
@@ -79,6 +111,14 @@ class Store(Protocol):
 
         Raises:
             StorageError: If it cannot be stored. That the name is taken is an outcome, not an error.
+        """
+        ...
+
+    def replace(self, uri: str, data: bytes) -> None:
+        """Store an object all at once, over one that may be there: for signs of life, never for results.
+
+        Raises:
+            StorageError: If it cannot be stored.
         """
         ...
 

@@ -11,8 +11,9 @@ import urllib.parse
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import BinaryIO
 
-from lfm_scan.errors import AccessDeniedError, NotFoundError, StorageError
+from lfm_scan.errors import AccessDeniedError, ChangedError, NotFoundError, StorageError
 from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, check_size
 
 
@@ -37,37 +38,38 @@ class LocalStore:
         else:
             yield _describe(os.path.abspath(path))
 
-    def get(self, uri: str, max_bytes: int | None = None) -> Fetched:
+    def get(self, uri: str, max_bytes: int | None = None, version_id: str | None = None) -> Fetched:
         """Return a file's bytes."""
-        try:
-            # Not blocking: opening a named pipe for reading would wait for a writer for ever.
-            descriptor = os.open(to_path(uri), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with open(descriptor, "rb") as file:
-                facts = os.fstat(descriptor)
-                if not stat.S_ISREG(facts.st_mode):
-                    raise StorageError(f"{uri}: not a regular file")
-                check_size(facts.st_size, max_bytes)
-                data = file.read()
-        except OSError as exc:
-            raise _translate(exc, uri) from exc
+        with _opened(uri, version_id) as (file, facts):
+            check_size(facts.st_size, max_bytes)
+            data = file.read()
         return Fetched(data, ObjectInfo(uri, len(data), None, _utc(facts.st_mtime)))
+
+    def head(self, uri: str, version_id: str | None = None) -> ObjectInfo:
+        """Return a file's size and time."""
+        with _opened(uri, version_id) as (_, facts):
+            return ObjectInfo(uri, facts.st_size, None, _utc(facts.st_mtime))
+
+    def get_range(
+        self, uri: str, start: int, num_bytes: int, etag: str | None = None, version_id: str | None = None
+    ) -> bytes:
+        """Return a stretch of a file. Files have no ETag."""
+        del etag
+        with _opened(uri, version_id) as (file, _):
+            file.seek(start)
+            data = file.read(num_bytes)
+        if len(data) != num_bytes:
+            raise ChangedError(
+                f"{uri}: ends at {start + len(data):,}, its bytes up to {start + num_bytes:,} were listed"
+            )
+        return data
 
     def create(self, uri: str, data: bytes) -> PutOutcome:
         """Write a temporary file, then link it to its name: the name appears with all its bytes, or not at all."""
         path = to_path(uri)
-        folder, name = os.path.split(os.path.abspath(path))
-        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
         try:
-            os.makedirs(folder, exist_ok=True)
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with _temporary(path, data) as temporary:
                 created = _link(temporary, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
             if created:
                 return PutOutcome(True, None, len(data))
             with open(path, "rb") as file:
@@ -76,6 +78,49 @@ class LocalStore:
             raise _translate(exc, uri) from exc
         same = hashlib.sha256(existing).digest() == hashlib.sha256(data).digest()
         return PutOutcome(same, None, len(existing))
+
+    def replace(self, uri: str, data: bytes) -> None:
+        """Write a temporary file, then give it the name."""
+        path = to_path(uri)
+        try:
+            with _temporary(path, data) as temporary:
+                os.replace(temporary, path)
+        except OSError as exc:
+            raise _translate(exc, uri) from exc
+
+
+@contextlib.contextmanager
+def _temporary(path: str, data: bytes) -> Iterator[str]:
+    """Write bytes to a file beside the one they are for, on disk when the block begins and gone when it ends."""
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    os.makedirs(folder, exist_ok=True)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _opened(uri: str, version_id: str | None) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """Open a regular file, and turn what goes wrong until the end of the block into our errors."""
+    if version_id is not None:
+        raise StorageError(f"{uri}: files have no versions, version {version_id!r} was asked for")
+    try:
+        # Not blocking: opening a named pipe for reading would wait for a writer for ever.
+        descriptor = os.open(to_path(uri), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise StorageError(f"{uri}: not a regular file")
+            yield file, facts
+    except OSError as exc:
+        raise _translate(exc, uri) from exc
 
 
 def _link(temporary: str, path: str) -> bool:
