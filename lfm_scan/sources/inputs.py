@@ -115,12 +115,12 @@ def to_table(inputs: Iterable[Input], schema: pa.Schema) -> pa.Table:
     """
     rows = list(inputs)
     columns = []
-    for field in schema:
-        if field.name.startswith(CARRIED):
-            name = field.name.removeprefix(CARRIED)
-            columns.append(pa.array([row.carried.get(name) for row in rows], type=field.type))
+    for column in schema:
+        if column.name.startswith(CARRIED):
+            name = column.name.removeprefix(CARRIED)
+            columns.append(pa.array([row.carried.get(name) for row in rows], type=column.type))
         else:
-            columns.append(pa.array([getattr(row, field.name) for row in rows], type=field.type))
+            columns.append(pa.array([getattr(row, column.name) for row in rows], type=column.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
