@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -80,12 +81,17 @@ class RunDirectory:
 
     def list_parts(self) -> dict[int, ObjectInfo]:
         """Return the committed parts by shard: the whole state of a run, in one LIST."""
+        return dict(self.iter_parts())
+
+    def iter_parts(self) -> Iterator[tuple[int, ObjectInfo]]:
+        """Yield the committed parts with their shards, as they are listed: millions of them need no memory."""
         try:
-            # Built inside the try: a run directory without parts/ is one without parts.
-            found = list(self.store.list(self.path("parts/")))
+            for part in self.store.list(self.path("parts/")):
+                shard = _shard_of(part.uri)
+                if shard is not None:
+                    yield shard, part
         except NotFoundError:
-            return {}
-        return {shard: part for part in found if (shard := _shard_of(part.uri)) is not None}
+            return  # a run directory without parts/ is one without parts
 
 
 def _shard_of(uri: str) -> int | None:
