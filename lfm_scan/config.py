@@ -23,19 +23,21 @@ class ScanConfig:
     """What to scan, with what, and where the results go.
 
     Attributes:
-        sources: Folders, files, globs, or s3://bucket/prefix.
+        sources: Folders, files, globs, s3://bucket/prefix, tar or Parquet files, manifests, or an S3 Inventory.
         output: Run directory, local or s3://. A run that was interrupted there goes on.
         weights: "bundled", or the path or s3:// URI of a checkpoint.
         preprocess: How an image becomes 256x256. Default: the policy that the checkpoint names.
         threshold: Images that score above it are flagged, 0 to 1.
         flag_unassessable: Flag by score alone, even where the score means nothing for the image.
-        max_failure_rate: Exit with code 3 if a larger share of the images could not be scored, 0 to 1.
+        max_failure_rate: Stop with code 3 as soon as a larger share of the images could not be scored, 0 to 1.
+        stall_timeout: Stop if no shard is finished for so many seconds.
+        inputs: Which of the sources' objects are inputs.
         limits: What one image may cost.
         compute: What the scan may use.
         storage: How to reach S3.
     """
 
-    sources: tuple[str, ...]
+    sources: tuple[str, ...] = ()
     _: KW_ONLY
     output: Annotated[str, Parameter(alias="-o")]
     weights: str = "bundled"
@@ -43,6 +45,8 @@ class ScanConfig:
     threshold: float = 0.5
     flag_unassessable: bool = False
     max_failure_rate: float = 1.0
+    stall_timeout: float = 1800.0
+    inputs: Annotated[InputConfig, Parameter(name="*", group="Inputs")] = field(default_factory=InputConfig)
     limits: Annotated[ImageLimits, Parameter(name="*", group="Limits on one image")] = field(
         default_factory=ImageLimits
     )
@@ -54,8 +58,14 @@ class ScanConfig:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"{flag_of(name)} must be 0 to 1, got {value}")
-        if not self.sources:
+        if self.stall_timeout <= 0:
+            raise ConfigError(f"--stall-timeout must be above 0 seconds, got {self.stall_timeout:g}")
+        if not self.sources and self.inputs.retry_failed is None:
             raise ConfigError("no source to scan: give a folder, a file, a glob, or s3://bucket/prefix")
+        if self.sources and self.inputs.retry_failed is not None:
+            raise ConfigError("--retry-failed takes its inputs from the earlier run: give no sources with it")
+        if self.inputs.retry_failed is not None and self.inputs.since is not None:
+            raise ConfigError("--retry-failed and --since contradict each other: give one")
         if not self.output:
             raise ConfigError("--output names no run directory")
 

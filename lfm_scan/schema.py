@@ -5,6 +5,7 @@ The schema is additive: a later version may append columns, never rename, retype
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import pyarrow as pa
@@ -42,3 +43,8 @@ RESULT_SCHEMA: Final = pa.schema(
     ],
     metadata={"lfm_scan.schema_version": str(SCHEMA_VERSION)},
 )
+
+
+def result_schema(carried: Iterable[pa.Field]) -> pa.Schema:
+    """Return the columns of a run's results: `RESULT_SCHEMA`, then what it carries from its sources."""
+    return pa.schema([*RESULT_SCHEMA, *carried], metadata=RESULT_SCHEMA.metadata)

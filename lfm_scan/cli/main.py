@@ -20,13 +20,15 @@ import cyclopts.config
 from cyclopts import App, CycloptsError, Parameter
 
 from lfm_scan.config import ScanConfig
-from lfm_scan.errors import ConfigError, LFMScanError
+from lfm_scan.errors import ConfigError, FailureRateError, LFMScanError
+from lfm_scan.options import StorageConfig
 from lfm_scan.version import __version__
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_FAILURE_RATE: Final = 3
 
+_EXIT_CODES: Final[dict[type[LFMScanError], int]] = {ConfigError: EXIT_USAGE, FailureRateError: EXIT_FAILURE_RATE}
 _CONFIG_READERS: Final[dict[str, Callable[..., Any]]] = {
     ".toml": cyclopts.config.Toml,
     ".json": cyclopts.config.Json,
@@ -64,13 +66,15 @@ def scan_command(
     from lfm_scan.cli.quiet import stderr_in_log
     from lfm_scan.cli.report import print_outcome
     from lfm_scan.distributed.scan import scan
+    from lfm_scan.distributed.stopping import GracefulStop
 
     del config_file  # read in `main`, before the arguments were
     with stderr_in_log(enabled=not debug) as terminal:
         progress = ScanProgress(terminal)
+        stop = GracefulStop()
         try:
-            with _terminate_as_interrupt(), progress:
-                outcome = scan(config, progress, debug=debug)
+            with _on_terminate(stop.request), progress:
+                outcome = scan(config, progress, stop=stop, debug=debug)
         except KeyboardInterrupt as exc:
             progress.print_interrupted()
             return exc.args[0] if exc.args else 128 + signal.SIGINT
@@ -88,6 +92,35 @@ def scan_command(
     return 0
 
 
+@app.command(name="status")
+def status_command(
+    run_dir: str,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    storage: Annotated[StorageConfig | None, Parameter(name="*", group="Object store")] = None,
+    debug: bool = False,
+) -> int:
+    """Say how a run is doing: who works on it, how far it is, and what failed.
+
+    It is read from the run directory alone, on any machine that can read it. The exit code is 0 whatever the run's
+    state, and 1 if it cannot be read.
+
+    Args:
+        run_dir: Run directory, local or s3://.
+        as_json: Print one JSON object, for programs.
+        storage: How to reach S3.
+        debug: Show tracebacks.
+    """
+    from lfm_scan.cli.status import print_state, print_state_as_json
+    from lfm_scan.runs.rundir import RunDirectory
+    from lfm_scan.runs.state import read_state
+
+    del debug  # read in `main`
+    state = read_state(RunDirectory.at(run_dir, storage or StorageConfig(), patient=False))
+    (print_state_as_json if as_json else print_state)(state)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
@@ -101,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         _print_error(str(exc))
-        return EXIT_USAGE if isinstance(exc, ConfigError) else EXIT_FAILED
+        return next((code for kind, code in _EXIT_CODES.items() if isinstance(exc, kind)), EXIT_FAILED)
     except Exception as exc:
         if debug:
             raise
@@ -130,13 +163,13 @@ def _config_providers(tokens: Sequence[str]) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM, which a spot machine or a scheduler sends, stop the run as cleanly as Ctrl-C."""
+def _on_terminate(request: Callable[[int], None]) -> Iterator[None]:
+    """Pass on SIGTERM, which a spot machine or a scheduler sends before it takes the machine away."""
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(128 + signum)
+    def handle(signum: int, frame: FrameType | None) -> None:
+        request(signum)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:

@@ -8,10 +8,13 @@ only receipts of a few hundred bytes.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import pickle
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import pyarrow as pa
 import ray
@@ -19,10 +22,17 @@ import ray.data
 import torch
 
 from lfm_scan.distributed.resources import PipelineShape
+from lfm_scan.distributed.stopping import StopFlag
 from lfm_scan.model import load_checkpoint
+from lfm_scan.options import ImageLimits
 from lfm_scan.runs.plan import Plan, read_shard
+from lfm_scan.runs.reuse import KnownScores
 from lfm_scan.runs.shard import Receipt, ShardJob, commit_shard, finish_rows, pixels_of, prepare_shard
 from lfm_scan.scoring.backend import TorchBackend
+from lfm_scan.scoring.isolated import IsolatedDecoder
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 _SHARDS_PER_WAVE: Final = 20_000
 """Shards one Ray Data execution takes on: ten million images. The driver's memory is bounded by it."""
@@ -41,6 +51,8 @@ class Work:
         weights: The checkpoint's file.
         shape: How the pipeline is laid out.
         batch_size: Images a forward pass, or None for the device's default.
+        known: In Ray's object store, scores of an earlier run; or None.
+        stop: Tells not to begin another shard.
     """
 
     job: ShardJob
@@ -48,6 +60,8 @@ class Work:
     weights: bytes
     shape: PipelineShape
     batch_size: int | None
+    known: ray.ObjectRef | None
+    stop: StopFlag
 
 
 class ScoreShard:
@@ -76,11 +90,15 @@ def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
 
 
 def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
-    job, plan, shape = work.job, work.plan, work.shape
+    job, plan, shape, known, stop = work.job, work.plan, work.shape, work.known, work.stop
 
     def prepare(block: pa.Table) -> pa.Table:
+        if stop.is_set():
+            return block.slice(0, 0)  # no rows: nothing to score, nothing to commit
         shard = shards[block.column("id")[0].as_py()]
-        return prepare_shard(job, shard, read_shard(job.directory, plan, shard))
+        planned = read_shard(job.directory, plan, shard)
+        decoder = _decoder(job.preprocess, job.limits)
+        return prepare_shard(job, shard, planned, decoder, None if known is None else _known_scores(known))
 
     def commit(block: pa.Table) -> pa.Table:
         return pa.table({"receipt": [pickle.dumps(commit_shard(job, block))]})
@@ -105,3 +123,29 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
     )
     for row in receipts.iter_rows():
         yield pickle.loads(row["receipt"])  # noqa: S301 - made by `commit` above, in this run
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(preprocess: str, limits: ImageLimits) -> IsolatedDecoder:
+    """Return this worker's decoder: its process outlives the task."""
+    return IsolatedDecoder(preprocess, limits)
+
+
+@functools.lru_cache(maxsize=1)
+def _known_scores(table: ray.ObjectRef) -> KnownScores:
+    return KnownScores(ray.get(table))
+
+
+def map_on_cluster(function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
+    """Apply a function in Ray tasks: the `OrderedMap` of a cluster."""
+
+    def call(item: A) -> B:  # Ray takes functions, `function` may be any callable
+        return function(item)
+
+    task = ray.remote(num_cpus=1)(call)
+    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    remaining = iter(items)
+    waiting = deque(task.remote(item) for item in itertools.islice(remaining, ahead))
+    while waiting:
+        yield ray.get(waiting.popleft())
+        waiting.extend(task.remote(item) for item in itertools.islice(remaining, 1))

@@ -12,18 +12,29 @@ import ray
 
 from lfm_scan import errors
 from lfm_scan.config import ScanConfig
-from lfm_scan.distributed.pipeline import Work, run_pipeline
+from lfm_scan.distributed.background import Background
+from lfm_scan.distributed.pipeline import Work, map_on_cluster, run_pipeline
 from lfm_scan.distributed.resources import shape_pipeline
 from lfm_scan.distributed.session import ray_session
+from lfm_scan.distributed.stopping import GracefulStop, StopFlag
 from lfm_scan.errors import LFMScanError, RunError
+from lfm_scan.runs.earlier import scores_of
 from lfm_scan.runs.finalize import Group, MergedFile, group_parts, merge_group, write_success
+from lfm_scan.runs.heartbeat import Heartbeat, Phase
 from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run, ensure_plan, open_run, todo
 from lfm_scan.runs.shard import Receipt
 from lfm_scan.runs.summary import Summary
+from lfm_scan.runs.watch import Watch
 
 _OUR_ERROR: Final = re.compile(r"^lfm_scan\.errors\.(\w+): (.*)$", re.MULTILINE)
 """The last line of a Python traceback that ends in one of our errors."""
+
+
+_DRAIN_S: Final = 20.0
+"""For which shards that are begun may go on after a request to stop: spot machines give 30 s in the worst case."""
+
+_LOOK_EVERY_S: Final = 0.5
 
 
 class Listener:
@@ -43,6 +54,30 @@ class Listener:
 
     def finalizing(self) -> None:
         """All shards are committed; the parts are merged."""
+
+
+class _Listeners(Listener):
+    """Tells the caller's listener and the sign of life alike."""
+
+    def __init__(self, listener: Listener, heartbeat: Heartbeat) -> None:
+        self._listener = listener
+        self._heartbeat = heartbeat
+
+    def listing(self, num_rows: int) -> None:
+        self._heartbeat.listing(num_rows)
+        self._listener.listing(num_rows)
+
+    def planned(self, plan: Plan, num_rows_done: int) -> None:
+        self._heartbeat.planned(plan, num_rows_done)
+        self._listener.planned(plan, num_rows_done)
+
+    def shard_done(self, receipt: Receipt) -> None:
+        self._heartbeat.shard_done(receipt)
+        self._listener.shard_done(receipt)
+
+    def finalizing(self) -> None:
+        self._heartbeat.phase(Phase.MERGING)
+        self._listener.finalizing()
 
 
 @dataclass(frozen=True)
@@ -66,7 +101,9 @@ class ScanOutcome:
     elapsed_s: float
 
 
-def scan(config: ScanConfig, listener: Listener | None = None, *, debug: bool = False) -> ScanOutcome:
+def scan(
+    config: ScanConfig, listener: Listener | None = None, *, stop: GracefulStop | None = None, debug: bool = False
+) -> ScanOutcome:
     """Score every image of the sources, to one row each in the run directory.
 
     A run that was interrupted goes on; a finished one is left alone.
@@ -74,40 +111,73 @@ def scan(config: ScanConfig, listener: Listener | None = None, *, debug: bool = 
     Args:
         config: What to scan, with what, and where the results go.
         listener: Is told how it goes.
+        stop: Through it the caller can ask to stop.
         debug: Let Ray and its workers talk.
 
     Raises:
         LFMScanError: If the run cannot start or go on. What is committed stays, and the next start goes on from it.
+        KeyboardInterrupt: If it was asked to stop.
     """
     started = time.monotonic()
-    listener = listener or Listener()
     run = open_run(config)
     if run.success is not None:
         summary = Summary.from_json(run.success["summary"])
         return ScanOutcome(run.run_id, run.directory.uri, summary, True, summary.num_rows, time.monotonic() - started)
+    listener = listener or Listener()
     listener.opened(run)
-    with ray_session(config.compute.ray_address, debug=debug):
+    with Heartbeat(run.directory) as heartbeat, ray_session(config.compute.ray_address, debug=debug):
         try:
-            num_rows_resumed, summary = _scan(run, listener)
+            num_rows_resumed, summary = _scan(run, _Listeners(listener, heartbeat), stop or GracefulStop())
         except ray.exceptions.RayError as exc:
             raise _translate(exc) from exc
     return ScanOutcome(run.run_id, run.directory.uri, summary, False, num_rows_resumed, time.monotonic() - started)
 
 
-def _scan(run: Run, listener: Listener) -> tuple[int, Summary]:
+def _scan(run: Run, listener: Listener, stop: GracefulStop) -> tuple[int, Summary]:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     shape = shape_pipeline(run.config.compute, resources.get("CPU", 1), resources.get("GPU", 0))
-    plan = ensure_plan(run, shape.num_workers, listener.listing)
+    plan = ensure_plan(run, shape.num_workers, listener.listing, map_on_cluster)
     shards = todo(run, plan)
     num_rows_resumed = plan.num_rows - sum(map(plan.rows_of, shards))
     listener.planned(plan, num_rows_resumed)
     if shards:
-        for receipt in run_pipeline(Work(run.job, plan, run.weights, shape, run.config.compute.batch_size), shards):
-            listener.shard_done(receipt)
+        known = None if run.reuse is None else ray.put(scores_of(run.reuse))
+        work = Work(run.job, plan, run.weights, shape, run.config.compute.batch_size, known, StopFlag())
+        _stream(run, work, shards, listener, stop)
     listener.finalizing()
     parts = run.directory.list_parts()
     files = _merge(run, group_parts(plan, parts))
     return num_rows_resumed, write_success(run, plan, parts, files)
+
+
+def _stream(run: Run, work: Work, shards: Sequence[int], listener: Listener, stop: GracefulStop) -> None:
+    """Run the pipeline under the run's watch.
+
+    Raises:
+        FailureRateError: If too many images fail.
+        StallError: If nothing is finished for too long.
+        KeyboardInterrupt: If somebody asked to stop, once the shards begun are finished or have taken too long.
+    """
+    watch = Watch(run, work.plan, shards)
+    with stop.deferred(), Background(run_pipeline(work, shards)) as receipts:
+        deadline: float | None = None
+        while True:
+            if stop.is_requested and deadline is None:
+                work.stop.set()
+                deadline = time.monotonic() + _DRAIN_S
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            try:
+                receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
+            except TimeoutError:
+                watch.check_progress()
+                continue
+            except StopIteration:
+                break
+            listener.shard_done(receipt)
+            watch.shard_done(receipt)
+    if stop.is_requested:
+        stop.interrupt()
 
 
 def _merge(run: Run, groups: Sequence[Group]) -> list[MergedFile]:

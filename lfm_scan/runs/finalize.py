@@ -20,7 +20,6 @@ from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.summary import Summary, summarize
-from lfm_scan.schema import RESULT_SCHEMA
 from lfm_scan.storage import ObjectInfo
 
 _MAX_GROUP_BYTES: Final = 256 * 2**20
@@ -87,7 +86,8 @@ def _group(plan: Plan, parts: dict[int, ObjectInfo]) -> Iterator[Group]:
             index, first, size_bytes, rows = index + 1, shard, 0, []
         rows.append(plan.rows_of(shard))
         size_bytes += part_bytes
-    yield Group(index, first, tuple(rows))
+    if rows:
+        yield Group(index, first, tuple(rows))
 
 
 def merge_group(directory: RunDirectory, run_id: str, group: Group) -> MergedFile:
@@ -146,7 +146,7 @@ def _describe_part(plan: Plan, shard: int, part: ObjectInfo) -> dict[str, Any]:
 
 def _read_part(directory: RunDirectory, run_id: str, shard: int) -> pa.Table:
     uri = directory.part_uri(shard)
-    table = from_parquet(directory.store.get(uri).data, RESULT_SCHEMA)
+    table = from_parquet(directory.store.get(uri).data)
     if table.column("run_id").unique().to_pylist() != [run_id]:
         raise RunError(f"{uri}: of another run than {run_id}; use a new --output")
     return table

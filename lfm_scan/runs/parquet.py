@@ -18,6 +18,6 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def from_parquet(data: bytes, schema: pa.Schema) -> pa.Table:
-    """Return the table in a Parquet file, with the columns of a schema."""
+def from_parquet(data: bytes, schema: pa.Schema | None = None) -> pa.Table:
+    """Return the table in a Parquet file, with the columns of a schema or, without one, its own."""
     return pq.read_table(pa.BufferReader(data), schema=schema)

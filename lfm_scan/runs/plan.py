@@ -15,22 +15,16 @@ from lfm_scan.errors import RunError
 from lfm_scan.runs import rundir
 from lfm_scan.runs.parquet import from_parquet, to_parquet
 from lfm_scan.runs.rundir import RunDirectory
-from lfm_scan.storage import ObjectInfo
-
-PLAN_SCHEMA: Final = pa.schema(
-    [
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("size_bytes", pa.int64()),
-        pa.field("etag", pa.string()),
-        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
-    ]
-)
+from lfm_scan.sources.inputs import Input, to_table
 
 _DEFAULT_SHARD_SIZE: Final = 512
 """Decoded to 256x256x3, 96 MiB: one block of Ray's object store."""
 
 _SHARDS_PER_WORKER: Final = 8
 """Enough that the last shards do not leave most workers idle, and that progress moves."""
+
+_MAX_HELD_BACK: Final = 500_000
+"""Inputs in memory, some 200 MB, before the size of shards is settled."""
 
 _SHARDS_PER_FILE: Final = 16
 
@@ -65,7 +59,7 @@ def choose_shard_size(num_rows: int, num_workers: int) -> int:
     """Return how many images a shard should have: few enough that every worker gets several shards.
 
     Args:
-        num_rows: Inputs known so far; if there are more, 512 is right anyway.
+        num_rows: Inputs in all.
         num_workers: Cores, or GPUs, that will work on them.
     """
     return min(_DEFAULT_SHARD_SIZE, max(1, -(-num_rows // (num_workers * _SHARDS_PER_WORKER))))
@@ -73,36 +67,42 @@ def choose_shard_size(num_rows: int, num_workers: int) -> int:
 
 def write_plan(
     directory: RunDirectory,
-    objects: Iterable[ObjectInfo],
+    inputs: Iterable[Input],
+    schema: pa.Schema,
+    *,
     num_workers: int,
     shard_size: int | None = None,
     on_progress: Callable[[int], None] = lambda num_rows: None,
+    may_be_empty: bool = False,
 ) -> Plan:
-    """Assign every object to a shard and write the plan; the index comes last.
+    """Assign every input to a shard and write the plan; the index comes last.
 
-    Memory is bounded: the listing is held back only until it is clear how large shards may be.
+    Memory is bounded: the inputs are held back only until it is clear how large shards may be.
 
     Args:
         directory: Of the run.
-        objects: Sorted by URI.
+        inputs: In the order they are to be worked on.
+        schema: As `input_schema` gives it.
         num_workers: Cores, or GPUs, that will work on them.
         shard_size: Images a shard, or None to choose.
-        on_progress: Called with the number of objects listed so far.
+        on_progress: Called with the number of inputs found so far.
+        may_be_empty: Whether no input at all is a run without work rather than a mistake.
 
     Raises:
         RunError: If there is nothing to plan.
         StorageError: If a source cannot be listed, or the plan cannot be written.
     """
-    stream = iter(objects)
+    stream = iter(inputs)
     if shard_size is None:
-        head = list(itertools.islice(stream, _DEFAULT_SHARD_SIZE * num_workers * _SHARDS_PER_WORKER))
-        shard_size = choose_shard_size(len(head), num_workers)
+        enough = min(_DEFAULT_SHARD_SIZE * num_workers * _SHARDS_PER_WORKER, _MAX_HELD_BACK)
+        head = list(itertools.islice(stream, enough))
+        shard_size = choose_shard_size(len(head), num_workers) if len(head) < enough else _DEFAULT_SHARD_SIZE
         stream = itertools.chain(head, stream)
         del head
     num_rows, digest = 0, hashlib.sha256()
     files: list[str] = []
     for chunk in _chunks(stream, shard_size * _SHARDS_PER_FILE):
-        data = to_parquet(pa.Table.from_pylist([asdict(found) for found in chunk], schema=PLAN_SCHEMA))
+        data = to_parquet(to_table(chunk, schema))
         content = hashlib.sha256(data).hexdigest()
         digest.update(content.encode())
         # Named by content: two drivers that plan at once can only write the same file twice.
@@ -111,8 +111,8 @@ def write_plan(
         files.append(name)
         num_rows += len(chunk)
         on_progress(num_rows)
-    if not num_rows:
-        raise RunError("nothing to scan: the sources hold no files")
+    if not num_rows and not may_be_empty:
+        raise RunError("nothing to scan: the sources hold no files, or the filters leave none")
     plan = Plan(num_rows, shard_size, tuple(files), digest.hexdigest())
     outcome = directory.create_json(rundir.PLAN_INDEX, asdict(plan))
     if outcome.created:
@@ -139,7 +139,7 @@ def read_plan(directory: RunDirectory) -> Plan | None:
 
 
 def read_shard(directory: RunDirectory, plan: Plan, shard: int) -> pa.Table:
-    """Return the inputs of one shard, with the columns of `PLAN_SCHEMA`.
+    """Return the inputs of one shard, with the columns that the plan was written with.
 
     Raises:
         RunError: If the plan file does not hold them.
@@ -154,9 +154,9 @@ def read_shard(directory: RunDirectory, plan: Plan, shard: int) -> pa.Table:
 
 @functools.lru_cache(maxsize=2)
 def _read_plan_file(directory: RunDirectory, name: str) -> pa.Table:
-    return from_parquet(directory.store.get(directory.path(name)).data, PLAN_SCHEMA)
+    return from_parquet(directory.store.get(directory.path(name)).data)
 
 
-def _chunks(objects: Iterator[ObjectInfo], size: int) -> Iterator[list[ObjectInfo]]:
-    while chunk := list(itertools.islice(objects, size)):
+def _chunks(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
+    while chunk := list(itertools.islice(inputs, size)):
         yield chunk

@@ -15,6 +15,7 @@ from lfm_scan.errors import RunError
 from lfm_scan.options import StorageConfig
 from lfm_scan.runs import rundir
 from lfm_scan.runs.rundir import RunDirectory
+from lfm_scan.schema import RESULT_SCHEMA
 from lfm_scan.storage import is_remote
 
 
@@ -50,8 +51,11 @@ def read_results(
         uris = [part.uri for _, part in sorted(directory.list_parts().items())]
     else:
         raise RunError(f"{run_dir}: the run has not finished; repeat its command, or pass allow_incomplete=True")
-    if not uris:
+    if not uris and success is None:
         raise RunError(f"{run_dir}: the run has no rows yet")
+    if not uris:
+        empty: pd.DataFrame = RESULT_SCHEMA.empty_table().select(columns or RESULT_SCHEMA.names).to_pandas()
+        return empty
     filesystem, paths = _filesystem(uris, storage)
     table = pq.read_table(paths, columns=columns and list(columns), filters=filters, filesystem=filesystem)
     frame: pd.DataFrame = table.to_pandas()

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+import pyarrow as pa
 
 from lfm_scan.config import ScanConfig, absolute
 from lfm_scan.errors import FingerprintError, RunError
 from lfm_scan.imaging import get_policy
 from lfm_scan.model import Checkpoint
 from lfm_scan.runs import rundir
+from lfm_scan.runs.earlier import EarlierRun, check_same_scores, failed_inputs, is_unchanged_since, schema_of
 from lfm_scan.runs.plan import Plan, read_plan, write_plan
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.shard import ShardJob
 from lfm_scan.schema import SCHEMA_VERSION
 from lfm_scan.scoring.weights import read_weights
-from lfm_scan.sources import check_sources, list_sources
+from lfm_scan.sources.inputs import Input, input_schema
+from lfm_scan.sources.listing import check_sources
+from lfm_scan.sources.select import OrderedMap, carried_types_of, list_inputs, map_in_threads
 from lfm_scan.version import __version__
 
 
@@ -35,6 +42,7 @@ class Run:
         job: What workers need to know.
         fingerprint: All that decides what the rows say; a resume with another one is refused.
         success: `_SUCCESS.json`, if the run is finished.
+        reuse: Earlier run whose scores are taken for identical bytes.
     """
 
     config: ScanConfig
@@ -45,6 +53,7 @@ class Run:
     job: ShardJob
     fingerprint: dict[str, Any]
     success: dict[str, Any] | None
+    reuse: EarlierRun | None
 
 
 def open_run(config: ScanConfig) -> Run:
@@ -60,8 +69,13 @@ def open_run(config: ScanConfig) -> Run:
     fingerprint = _fingerprint(config, checkpoint, policy.id)
     quick = RunDirectory.at(config.output, config.storage, patient=False)
     existing = quick.read_json(rundir.CONFIG)
+    reuse = _earlier(config.inputs.reuse, config, "--reuse")
+    if reuse is not None:
+        check_same_scores(reuse, fingerprint)
     if existing is None:
         check_sources(config.sources, config.storage)
+        _earlier(config.inputs.since, config, "--since")
+        _earlier(config.inputs.retry_failed, config, "--retry-failed")
         existing = _start(quick, config, fingerprint)
     _check_fingerprint(existing, fingerprint, quick)
     directory = RunDirectory.at(config.output, config.storage)
@@ -70,6 +84,7 @@ def open_run(config: ScanConfig) -> Run:
         directory=directory,
         preprocess=policy.id,
         limits=config.limits,
+        inputs=config.inputs,
         storage=config.storage,
         fetch_threads=config.compute.fetch_threads,
         threshold=config.threshold,
@@ -79,22 +94,40 @@ def open_run(config: ScanConfig) -> Run:
         domain=checkpoint.metadata.domain,
     )
     success = quick.read_json(rundir.SUCCESS)
-    return Run(config, existing["run_id"], directory, weights, checkpoint, job, fingerprint, success)
+    return Run(config, existing["run_id"], directory, weights, checkpoint, job, fingerprint, success, reuse)
 
 
-def ensure_plan(run: Run, num_workers: int, on_progress: Callable[[int], None]) -> Plan:
+def ensure_plan(
+    run: Run,
+    num_workers: int,
+    on_progress: Callable[[int], None] = lambda num_rows: None,
+    index_all: OrderedMap = map_in_threads,
+) -> Plan:
     """Return the run's plan, listing the sources if there is none yet.
 
     Args:
         run: As opened.
         num_workers: Cores, or GPUs, that will work on it.
-        on_progress: Called with the number of objects listed so far.
+        on_progress: Called with the number of inputs found so far.
+        index_all: How to read the headers of many archives and Parquet files at once.
+
+    Raises:
+        RunError: If the sources hold no input, and are not compared with an earlier run.
+        StorageError: If a source cannot be listed, or the plan cannot be written.
     """
     plan = read_plan(run.directory)
     if plan is not None:
         return plan
-    objects = list_sources(run.config.sources, run.config.storage, exclude=run.directory.uri)
-    return write_plan(run.directory, objects, num_workers, run.config.compute.shard_size, on_progress)
+    inputs, schema = _inputs(run.config, run.directory, index_all)
+    return write_plan(
+        run.directory,
+        inputs,
+        schema,
+        num_workers=num_workers,
+        shard_size=run.config.compute.shard_size,
+        on_progress=on_progress,
+        may_be_empty=bool(run.config.inputs.since or run.config.inputs.retry_failed),
+    )
 
 
 def todo(run: Run, plan: Plan) -> list[int]:
@@ -103,14 +136,32 @@ def todo(run: Run, plan: Plan) -> list[int]:
     Raises:
         RunError: If there are parts that the plan does not know.
     """
-    done = run.directory.list_parts().keys()
-    unknown = sorted(shard for shard in done if shard >= plan.num_shards)
-    if unknown:
-        raise RunError(
-            f"{run.directory.uri}: part {unknown[0]} is not in the plan of {plan.num_shards} shards: the directory "
-            "holds files of another run; use a new --output"
-        )
-    return [shard for shard in range(plan.num_shards) if shard not in done]
+    is_done = bytearray(plan.num_shards)
+    for shard, part in run.directory.iter_parts():
+        if shard >= plan.num_shards:
+            raise RunError(
+                f"{part.uri}: not in the plan of {plan.num_shards} shards: the directory holds files of another run; "
+                "use a new --output"
+            )
+        is_done[shard] = 1
+    return [shard for shard in range(plan.num_shards) if not is_done[shard]]
+
+
+def _inputs(config: ScanConfig, directory: RunDirectory, index_all: OrderedMap) -> tuple[Iterator[Input], pa.Schema]:
+    """Return what to plan, and the columns of the plan."""
+    selection, storage = config.inputs, config.storage
+    failed = _earlier(selection.retry_failed, config, "--retry-failed")
+    if failed is not None:
+        return failed_inputs(failed, selection, storage), schema_of(failed)
+    inputs = list_inputs(config.sources, selection, storage, exclude=directory.uri, index_all=index_all)
+    since = _earlier(selection.since, config, "--since")
+    if since is not None:
+        inputs = itertools.filterfalse(is_unchanged_since(since), inputs)
+    return inputs, input_schema(carried_types_of(config.sources, selection, storage))
+
+
+def _earlier(uri: str | None, config: ScanConfig, flag: str) -> EarlierRun | None:
+    return None if uri is None else EarlierRun.open(uri, config.storage, flag)
 
 
 def _start(directory: RunDirectory, config: ScanConfig, fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +194,8 @@ def _fingerprint(config: ScanConfig, checkpoint: Checkpoint, preprocess: str) ->
         "max_image_bytes": config.limits.max_image_bytes,
         "max_image_pixels": config.limits.max_image_pixels,
         "min_side_px": config.limits.min_side_px,
+        "score_truncated": config.limits.score_truncated,
+        "inputs": {**asdict(config.inputs), "reuse": None},
     }
 
 
@@ -153,7 +206,7 @@ def _check_fingerprint(existing: dict[str, Any], fingerprint: dict[str, Any], di
     differing = [
         f"{name} was {theirs.get(name)!r}, now {value!r}"
         for name, value in fingerprint.items()
-        if theirs.get(name) != value
+        if theirs.get(name) != json.loads(json.dumps(value))
     ]
     if differing:
         raise FingerprintError(

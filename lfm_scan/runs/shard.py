@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-from collections import deque
+import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from lfm_scan.domain import Domain
-from lfm_scan.errors import ImageError, StorageError
+from lfm_scan.errors import ImageError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
-from lfm_scan.options import StorageConfig
+from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.runs.parquet import from_parquet, to_parquet
+from lfm_scan.runs.reuse import KnownScores
 from lfm_scan.runs.rundir import RunDirectory
-from lfm_scan.runs.summary import Summary, summarize
-from lfm_scan.schema import RESULT_SCHEMA
-from lfm_scan.scoring.prepare import Prepared, image_error, prepare_bytes
+from lfm_scan.runs.summary import Summary, is_failure, summarize
+from lfm_scan.schema import RESULT_SCHEMA, result_schema
+from lfm_scan.scoring.prepare import Prepared
 from lfm_scan.scoring.result import judge
+from lfm_scan.sources.fetch import Fetcher
+from lfm_scan.sources.inputs import Input, carried_fields, from_table
 from lfm_scan.status import Status
-from lfm_scan.storage import Fetched, check_size, open_store
 
 PIXEL_BYTES: Final = SIDE_PX * SIDE_PX * 3
-PREPARED_SCHEMA: Final = pa.schema(
-    [RESULT_SCHEMA.field(name) for name in ("uri", "size_bytes", "etag", "last_modified", "sha256")]
-    + [RESULT_SCHEMA.field(name) for name in ImageInfo.__dataclass_fields__]
-    + [RESULT_SCHEMA.field(name) for name in ("status", "error", "shard")]
-    + [pa.field("pixels", pa.binary(PIXEL_BYTES))]
-)
-"""Between decoding and scoring: the columns known by then, and 256x256x3 bytes a row (zeros if not ok)."""
 
-_MAX_BYTES_IN_FLIGHT: Final = 256 * 2**20
+_INFO: Final = tuple(ImageInfo.__dataclass_fields__)
+_FACTS: Final = pa.schema(
+    [RESULT_SCHEMA.field(name) for name in ("uri", "size_bytes", "etag", "last_modified", "sha256")]
+    + [RESULT_SCHEMA.field(name) for name in _INFO]
+    + [RESULT_SCHEMA.field(name) for name in ("status", "error", "shard")]
+    + [pa.field("logit", pa.float64()), pa.field("same_as", pa.int32())]
+)
+"""Known before scoring: columns of the results; `logit` where an earlier run gives it; `same_as`, the index of the row
+with the very same bytes that stands for this one."""
+
+_PIXELS: Final = pa.field("pixels", pa.binary(PIXEL_BYTES))
+_CARRIED_FROM: Final = len(_FACTS)
+
+
+class Decoder(Protocol):
+    """Decodes and preprocesses files, one after the other."""
+
+    def prepare_all(self, files: Iterable[tuple[int, str, bytes]]) -> Iterator[tuple[int, Prepared]]:
+        """Yield the outcome for each (index, name for the log, bytes), under its index."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class ShardJob:
         directory: Where it lives.
         preprocess: Policy id.
         limits: What one image may cost.
+        inputs: How the sources were read.
         storage: How to reach the sources.
         fetch_threads: Requests in flight.
         threshold: Scores above it are flagged.
@@ -60,6 +75,7 @@ class ShardJob:
     directory: RunDirectory
     preprocess: str
     limits: ImageLimits
+    inputs: InputConfig
     storage: StorageConfig
     fetch_threads: int
     threshold: float
@@ -73,6 +89,20 @@ class ShardJob:
         """The preprocess policy."""
         return get_policy(self.preprocess)
 
+    @property
+    def fetcher(self) -> Fetcher:
+        """What fetches the inputs."""
+        return Fetcher(self.storage, self.inputs, self.limits.max_image_bytes, self.fetch_threads)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One input that failed, to name as an example."""
+
+    uri: str
+    status: str
+    error: str
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -82,62 +112,86 @@ class Receipt:
         shard: Its number.
         created: Whether this commit wrote the part; False if it was there already.
         summary: Counts over the rows of the part as stored.
+        failures: The first few inputs that failed.
     """
 
     shard: int
     created: bool
     summary: Summary
+    failures: tuple[Failure, ...] = ()
 
 
-def prepare_shard(job: ShardJob, shard: int, planned: pa.Table) -> pa.Table:
-    """Fetch and decode the inputs of a shard.
+def prepare_shard(
+    job: ShardJob, shard: int, planned: pa.Table, decoder: Decoder, known: KnownScores | None = None
+) -> pa.Table:
+    """Fetch and decode the inputs of a shard; identical bytes once.
 
     Args:
         job: The run's settings.
         shard: Its number.
         planned: Its inputs, with the columns of the plan.
+        decoder: Where decoding happens.
+        known: Scores of an earlier run, by the bytes' sha256.
 
     Returns:
-        One row an input in the same order, with `PREPARED_SCHEMA`. A bad image is a row with its status.
+        One row an input in the same order: facts, what the plan carries, and `pixels`, 256x256x3 bytes, zeros where
+        there is nothing to score. A bad image is a row with its status.
+
+    Raises:
+        OutageError: If a store answers nobody: that is no image's fault.
     """
-    inputs = planned.to_pylist()
+    inputs = from_table(planned)
     pixels = np.zeros((len(inputs), SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
-    rows = []
-    for index, (row, fetched) in enumerate(zip(inputs, _fetch_all(job, inputs), strict=True)):
-        if isinstance(fetched, ImageError):
-            prepared = Prepared.failed(fetched)
-            facts = row
-        else:
-            prepared = prepare_bytes(fetched.data, job.policy, job.limits)
-            facts = asdict(fetched.info)
+    rows = [_planned_facts(each, shard) for each in inputs]
+    for index, prepared in decoder.prepare_all(_to_decode(job, inputs, rows, known)):
         if prepared.pixels is not None:
             pixels[index] = prepared.pixels
-        rows.append(
-            {
-                **facts,
-                **asdict(prepared.info),
-                "uri": row["uri"],
-                "sha256": prepared.sha256,
-                "status": prepared.status,
-                "error": prepared.error,
-                "shard": shard,
-            }
-        )
-    facts_table = pa.Table.from_pylist(rows, schema=PREPARED_SCHEMA.remove(PREPARED_SCHEMA.get_field_index("pixels")))
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(PIXEL_BYTES), len(rows), [None, pa.py_buffer(pixels)])
-    return facts_table.append_column(PREPARED_SCHEMA.field("pixels"), column)
+        rows[index].update(_told_by_bytes(prepared))
+    for row in rows:
+        if row["same_as"] is not None:
+            first = rows[row["same_as"]]
+            row.update({name: first[name] for name in (*_INFO, "status", "error", "logit")})
+    table = pa.Table.from_pylist(rows, schema=_FACTS)
+    for position, field in enumerate(planned.schema):
+        if carried := carried_fields(pa.schema([field])):
+            table = table.append_column(carried[0], planned.column(position))
+    column = pa.FixedSizeBinaryArray.from_buffers(_PIXELS.type, len(rows), [None, pa.py_buffer(pixels)])
+    return table.append_column(_PIXELS, column)
+
+
+def _to_decode(
+    job: ShardJob, inputs: list[Input], rows: list[dict[str, Any]], known: KnownScores | None
+) -> Iterator[tuple[int, str, bytes]]:
+    """Fetch the inputs; fill in the rows of those that need no decoding, and yield the others."""
+    first_with: dict[str, int] = {}
+    for index, outcome in enumerate(job.fetcher.fetch(inputs)):
+        row = rows[index]
+        if isinstance(outcome, ImageError):
+            row.update(_told_by_bytes(Prepared.failed(outcome)))
+            continue
+        sha256 = hashlib.sha256(outcome.data).hexdigest()
+        row.update(asdict(outcome.info), uri=inputs[index].uri, size_bytes=len(outcome.data), sha256=sha256)
+        if sha256 in first_with:
+            row["same_as"] = first_with[sha256]
+            continue
+        first_with[sha256] = index
+        score = known.get(sha256) if known is not None else None
+        if score is not None:
+            row.update(asdict(score.info), status=Status.OK, logit=score.logit)
+        else:
+            yield index, inputs[index].uri, outcome.data
 
 
 def pixels_of(prepared: pa.Table) -> np.ndarray:
-    """Return the pixels of the rows that are ok, (N, 256, 256, 3) uint8; without a copy if all of them are."""
+    """Return the pixels of the rows to score, (N, 256, 256, 3) uint8; without a copy if that is all of them."""
     column = prepared.column("pixels").combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
     data = np.frombuffer(column.buffers()[1], dtype=np.uint8) if len(column) else np.empty(0, dtype=np.uint8)
     start = column.offset * PIXEL_BYTES
     pixels = data[start : start + len(column) * PIXEL_BYTES].reshape(-1, SIDE_PX, SIDE_PX, 3)
-    is_ok = np.array([status == Status.OK for status in prepared.column("status").to_pylist()], dtype=bool)
-    return pixels if is_ok.all() else pixels[is_ok]
+    wanted = np.array([_is_to_score(row) for row in _facts(prepared)], dtype=bool)
+    return pixels if wanted.all() else pixels[wanted]
 
 
 def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> pa.Table:
@@ -145,22 +199,26 @@ def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> p
 
     Args:
         job: The run's settings.
-        prepared: With `PREPARED_SCHEMA`.
-        logits: One for each row that is ok, in order.
+        prepared: As `prepare_shard` returns it.
+        logits: One for each row to score, in order.
 
     Returns:
-        A table with `RESULT_SCHEMA`.
+        A table with the columns of `result_schema`.
     """
     scored_at = datetime.now(UTC)
     remaining = iter(logits)
     policy = job.policy
+    facts = _facts(prepared)
+    for row in facts:
+        if _is_to_score(row):
+            row["logit"] = float(next(remaining))
+        elif row["same_as"] is not None:
+            row["logit"] = facts[row["same_as"]]["logit"]
     rows: list[dict[str, Any]] = []
-    for row in prepared.drop_columns(["pixels"]).to_pylist():
-        logit = float(next(remaining)) if row["status"] == Status.OK else None
-        info = ImageInfo(**{name: row[name] for name in ImageInfo.__dataclass_fields__})
+    for row in facts:
         verdict = judge(
-            logit,
-            info,
+            row["logit"],
+            ImageInfo(**{name: row[name] for name in _INFO}),
             policy=policy,
             domain=job.domain,
             threshold=job.threshold,
@@ -170,7 +228,6 @@ def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> p
             {
                 **row,
                 **asdict(verdict),
-                "logit": logit,
                 "preprocess": job.preprocess,
                 "model_id": job.model_id,
                 "weights_sha256": job.weights_sha256,
@@ -178,7 +235,11 @@ def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> p
                 "scored_at": scored_at,
             }
         )
-    return pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
+    carried = list(prepared.schema)[_CARRIED_FROM:-1]
+    for field in carried:
+        table = table.append_column(field, prepared.column(field.name))
+    return table.cast(result_schema(carried))
 
 
 def commit_shard(job: ShardJob, results: pa.Table) -> Receipt:
@@ -192,35 +253,36 @@ def commit_shard(job: ShardJob, results: pa.Table) -> Receipt:
     outcome = job.directory.store.create(uri, to_parquet(results))
     if not outcome.created:
         # Another worker or driver was first. Its rows count, so the receipt speaks of them.
-        results = from_parquet(job.directory.store.get(uri).data, RESULT_SCHEMA)
-    return Receipt(shard, outcome.created, summarize(results))
+        results = from_parquet(job.directory.store.get(uri).data)
+    return Receipt(shard, outcome.created, summarize(results), _failures(results))
 
 
-def _fetch_all(job: ShardJob, inputs: list[dict[str, Any]]) -> Iterator[Fetched | ImageError]:
-    """Yield each input's bytes in order, with a bounded number of requests and bytes in flight."""
-    waiting: deque[tuple[int, Future[Fetched | ImageError]]] = deque()
-    bytes_in_flight = 0
-    remaining = iter(inputs)
-    upcoming = next(remaining, None)
-    with ThreadPoolExecutor(job.fetch_threads, thread_name_prefix="fetch") as pool:
-        while upcoming is not None or waiting:
-            while upcoming is not None and len(waiting) < 2 * job.fetch_threads:
-                size_bytes = min(upcoming["size_bytes"] or 0, job.limits.max_image_bytes)
-                if waiting and bytes_in_flight + size_bytes > _MAX_BYTES_IN_FLIGHT:
-                    break
-                future = pool.submit(_fetch, job, upcoming["uri"], upcoming["size_bytes"])
-                waiting.append((size_bytes, future))
-                bytes_in_flight += size_bytes
-                upcoming = next(remaining, None)
-            size_bytes, done = waiting.popleft()
-            bytes_in_flight -= size_bytes
-            yield done.result()
+def _failures(results: pa.Table, most: int = 3) -> tuple[Failure, ...]:
+    columns = (results.column(name).to_pylist() for name in ("uri", "status", "error"))
+    failed = (row for row in zip(*columns, strict=True) if is_failure(row[1]))
+    return tuple(Failure(uri, status, error or "") for uri, status, error in itertools.islice(failed, most))
 
 
-def _fetch(job: ShardJob, uri: str, listed_bytes: int | None) -> Fetched | ImageError:
-    max_bytes = job.limits.max_image_bytes
-    try:
-        check_size(listed_bytes, max_bytes)  # saves the request
-        return open_store(uri, job.storage).get(uri, max_bytes)
-    except StorageError as exc:
-        return image_error(exc)
+def _planned_facts(planned: Input, shard: int) -> dict[str, Any]:
+    """Return a row as the plan knows it."""
+    return {
+        **dict.fromkeys(_FACTS.names),
+        "uri": planned.uri,
+        "size_bytes": planned.size_bytes,
+        "etag": planned.etag,
+        "last_modified": planned.last_modified,
+        "shard": shard,
+    }
+
+
+def _told_by_bytes(prepared: Prepared) -> dict[str, Any]:
+    return {**asdict(prepared.info), "status": prepared.status, "error": prepared.error}
+
+
+def _facts(prepared: pa.Table) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = prepared.select(_FACTS.names).to_pylist()
+    return rows
+
+
+def _is_to_score(row: dict[str, Any]) -> bool:
+    return row["status"] == Status.OK and row["logit"] is None and row["same_as"] is None

@@ -18,6 +18,11 @@ HISTOGRAM_BINS: Final = 10
 _NOT_FAILURES: Final = frozenset({Status.OK, Status.UNSUPPORTED, Status.TOO_SMALL, Status.EMPTY})
 
 
+def is_failure(status: str) -> bool:
+    """Tell whether an image with this status should have had a score and has none."""
+    return status not in _NOT_FAILURES
+
+
 @dataclass(frozen=True)
 class Summary:
     """Counts over rows. Summaries add up.
@@ -64,7 +69,7 @@ class Summary:
 
         Files that are empty, of a kind the program does not read, or too small are answers, not failures.
         """
-        return sum(count for status, count in self.by_status.items() if status not in _NOT_FAILURES)
+        return sum(count for status, count in self.by_status.items() if is_failure(status))
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values."""

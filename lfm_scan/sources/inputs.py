@@ -118,7 +118,10 @@ def to_table(inputs: Iterable[Input], schema: pa.Schema) -> pa.Table:
     for column in schema:
         if column.name.startswith(CARRIED):
             name = column.name.removeprefix(CARRIED)
-            columns.append(pa.array([row.carried.get(name) for row in rows], type=column.type))
+            values = [row.carried.get(name) for row in rows]
+            if pa.types.is_string(column.type):  # sources may disagree on a type; then it is text
+                values = [value if value is None else str(value) for value in values]
+            columns.append(pa.array(values, type=column.type))
         else:
             columns.append(pa.array([getattr(row, column.name) for row in rows], type=column.type))
     return pa.Table.from_arrays(columns, schema=schema)

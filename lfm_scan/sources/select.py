@@ -1,0 +1,156 @@
+"""From what the user names to a stream of inputs, each once, in bounded memory."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Final, Protocol, TypeVar
+
+import pyarrow as pa
+
+from lfm_scan.config import absolute
+from lfm_scan.errors import ConfigError
+from lfm_scan.options import InputConfig, StorageConfig
+from lfm_scan.schema import RESULT_SCHEMA
+from lfm_scan.sources.containers import Container, read_container, types_in
+from lfm_scan.sources.filters import make_filter
+from lfm_scan.sources.inputs import Input, Kind
+from lfm_scan.sources.listing import Source, parse_sources, uncovered
+from lfm_scan.storage import ObjectInfo
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+_INDEX_THREADS: Final = 8
+
+
+class OrderedMap(Protocol):
+    """Applies a function to every item, several at once, a bounded number ahead, and yields results in order."""
+
+    def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
+        """Yield the function's result for each item."""
+        ...
+
+
+def map_in_threads(function: Callable[[A], B], items: Iterable[A], /, num_threads: int = _INDEX_THREADS) -> Iterator[B]:
+    """Apply a function in threads of this process: the `OrderedMap` of a single machine."""
+    remaining = iter(items)
+    waiting: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="index") as pool:
+        try:
+            for item in itertools.islice(remaining, 2 * num_threads):
+                waiting.append(pool.submit(function, item))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def list_inputs(
+    sources: Iterable[str],
+    config: InputConfig,
+    storage: StorageConfig,
+    exclude: str | None = None,
+    index_all: OrderedMap = map_in_threads,
+) -> Iterator[Input]:
+    """Yield every input of all sources that the user wants.
+
+    An object that several listed sources hold is one input. Lines of manifests and members of archives are inputs each,
+    unless a listed source holds the object that a line names.
+
+    Args:
+        sources: Folders, files, globs, prefixes, archives, Parquet files, manifests, inventories.
+        config: Which of their inputs to take.
+        storage: How to reach stores.
+        exclude: A folder to leave out: the run directory, which may lie inside a source.
+        index_all: How to read the headers of many archives and Parquet files at once.
+
+    Raises:
+        SourceError: If a manifest or an inventory cannot be used.
+        StorageError: If a source cannot be listed.
+    """
+    wanted = make_filter(config)
+    renamed = renaming(config.carry)
+    for each in _all_inputs(parse_sources(sources, storage), config, storage, exclude, index_all):
+        if wanted(each):
+            yield _rename(each, renamed) if renamed else each
+
+
+def carried_types_of(sources: Iterable[str], config: InputConfig, storage: StorageConfig) -> dict[str, pa.DataType]:
+    """Return names and types, in the results, of the columns to carry: text where the sources do not agree.
+
+    Raises:
+        ConfigError: If there is no source that has columns.
+        SourceError: If a source has not got one of them.
+    """
+    if not config.carry:
+        return {}
+    found: list[dict[str, pa.DataType]] = []
+    for source in parse_sources(sources, storage):
+        first = next(source.list(patient=False), None) if source.container is not None else None
+        if source.container is not None and first is not None:
+            found.append(types_in(source.container, first, config, storage))
+    if not found:
+        raise ConfigError(
+            "--carry: no source is a manifest, a Parquet file or an archive, so there is nothing to carry"
+        )
+    renamed = renaming(config.carry)
+    types: dict[str, pa.DataType] = {}
+    for name in config.carry:
+        kinds = {each[name] for each in found if name in each}
+        types[renamed.get(name, name)] = kinds.pop() if len(kinds) == 1 else pa.string()
+    return types
+
+
+def renaming(carry: Sequence[str]) -> dict[str, str]:
+    """Return the new names of carried columns whose own would clash with a column of the results."""
+    return {name: f"input_{name}" for name in carry if name in RESULT_SCHEMA.names}
+
+
+def _all_inputs(
+    sources: Sequence[Source],
+    config: InputConfig,
+    storage: StorageConfig,
+    exclude: str | None,
+    index_all: OrderedMap,
+) -> Iterator[Input]:
+    kept_out = [] if exclude is None else [Source(absolute(exclude).rstrip("/") + "/", None, False, storage).covers]
+    listed = [source.covers for source in sources if source.container is None]
+    for position, source in enumerate(sources):
+        earlier = [other.covers for other in sources[:position] if other.container is source.container]
+        objects = uncovered(source.list(), kept_out + earlier)
+        if source.container is None:
+            yield from map(Input.of, objects)
+            continue
+        for each in _contents(source.container, objects, config, storage, index_all):
+            if each.kind is not Kind.OBJECT or not any(covers(each.where) for covers in listed):
+                yield each
+
+
+def _contents(
+    kind: Container,
+    objects: Iterator[ObjectInfo],
+    config: InputConfig,
+    storage: StorageConfig,
+    index_all: OrderedMap,
+) -> Iterator[Input]:
+    if kind in (Container.ARCHIVE, Container.TABLE):
+        for inputs in index_all(functools.partial(_index, kind, config, storage), objects):
+            yield from inputs
+        return
+    for found in objects:  # may name a billion inputs: never held as a list
+        yield from read_container(kind, found, config, storage)
+
+
+def _index(kind: Container, config: InputConfig, storage: StorageConfig, found: ObjectInfo) -> list[Input]:
+    return list(read_container(kind, found, config, storage))
+
+
+def _rename(each: Input, renamed: dict[str, str]) -> Input:
+    return replace(each, carried={renamed.get(name, name): value for name, value in each.carried.items()})
