@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from lfm_scan.cli.text import duration
 from lfm_scan.distributed.scan import Listener
 from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run
@@ -118,7 +119,7 @@ class ScanProgress(Listener):
         text = f"{self._num_done:,}/{self._num_rows:,} images ({share:.0%}), {self._num_failed:,} failed"
         if not rate:
             return text
-        return f"{text}, {rate:.1f} images/s, {_duration((self._num_rows - self._num_done) / rate)} left"
+        return f"{text}, {rate:.1f} images/s, {duration((self._num_rows - self._num_done) / rate)} left"
 
     def _show(self, text: str) -> None:
         if self._task is not None:
@@ -137,15 +138,3 @@ class _CountColumn(ProgressColumn):
         listener = task.fields.get("listener")
         text = listener.describe() if isinstance(listener, ScanProgress) else ""
         return Text(text, no_wrap=True, overflow="ellipsis")
-
-
-def _duration(seconds: float) -> str:
-    """Return a length of time with two units: 45 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
