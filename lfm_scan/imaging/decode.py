@@ -55,6 +55,25 @@ _DECODER_ERRORS: Final = (
 )
 
 
+def recognise(data: bytes, limits: ImageLimits) -> str:
+    """Return the format of a file worth decoding, by its first bytes and its size alone; no decoder is asked.
+
+    Raises:
+        ImageError: With status empty, too_large or unsupported.
+    """
+    if not data:
+        raise ImageError(Status.EMPTY, "the file has no bytes")
+    if len(data) > limits.max_image_bytes:
+        raise ImageError(
+            Status.TOO_LARGE, f"{len(data):,} bytes, the limit is {limits.max_image_bytes:,} (--max-image-bytes)"
+        )
+    fmt = sniff(data)
+    if fmt is None or fmt not in READABLE:
+        found = f"{fmt} content" if fmt else "not an image: unknown content"
+        raise ImageError(Status.UNSUPPORTED, f"{found}; readable are {', '.join(READABLE)}", ImageInfo(format=fmt))
+    return fmt
+
+
 def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage:
     """Decode an image file.
 
@@ -67,16 +86,7 @@ def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage
             learned of the file before it failed.
     """
     limits = limits or ImageLimits()
-    if not data:
-        raise ImageError(Status.EMPTY, "the file has no bytes")
-    if len(data) > limits.max_image_bytes:
-        raise ImageError(
-            Status.TOO_LARGE, f"{len(data):,} bytes, the limit is {limits.max_image_bytes:,} (--max-image-bytes)"
-        )
-    fmt = sniff(data)
-    if fmt not in READABLE:
-        found = f"{fmt} content" if fmt else "not an image: unknown content"
-        raise ImageError(Status.UNSUPPORTED, f"{found}; readable are {', '.join(READABLE)}", ImageInfo(format=fmt))
+    fmt = recognise(data, limits)
     info = ImageInfo(format=fmt)
     try:
         with warnings.catch_warnings():

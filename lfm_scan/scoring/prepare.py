@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -42,17 +42,31 @@ class Prepared:
 
 
 def prepare_bytes(data: bytes, policy: PreprocessPolicy, limits: ImageLimits) -> Prepared:
-    """Decode and preprocess a file. A bad image is an outcome, never an exception."""
-    sha256 = hashlib.sha256(data).hexdigest()
+    """Decode and preprocess a file in this process. A bad image is an outcome, never an exception.
+
+    For files of strangers use `IsolatedDecoder`: here a decoder that crashes or hangs takes the program with it, and
+    max_decode_seconds and max_decode_bytes do not hold.
+    """
+    try:
+        prepared = prepare_content(data, policy, limits)
+    except MemoryError:
+        prepared = Prepared.failed(
+            ImageError(Status.TOO_LARGE, "decoding it ran out of memory: lower --max-image-pixels")
+        )
+    return replace(prepared, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+
+
+def prepare_content(data: bytes, policy: PreprocessPolicy, limits: ImageLimits) -> Prepared:
+    """Decode and preprocess a file, without its sha256 and size.
+
+    Raises:
+        MemoryError: If there is not enough for it.
+    """
     try:
         decoded = decode_bytes(data, limits)
-        pixels = policy(decoded)
+        return Prepared(decoded.info, Status.OK, None, policy(decoded))
     except ImageError as exc:
-        return Prepared.failed(exc, sha256, len(data))
-    except MemoryError:
-        error = ImageError(Status.TOO_LARGE, "decoding it ran out of memory: lower --max-image-pixels")
-        return Prepared.failed(error, sha256, len(data))
-    return Prepared(decoded.info, Status.OK, None, pixels, sha256, len(data))
+        return Prepared.failed(exc)
 
 
 def prepare_image(image: Image.Image, policy: PreprocessPolicy, limits: ImageLimits) -> Prepared:

@@ -1,0 +1,407 @@
+"""Decoding in a process of its own, where a crash, a hang or unbounded memory costs one image and nothing else.
+
+`IsolatedDecoder` keeps one child process (`decoder_child`) and sends it one file after the other, the next one while it
+still works on the last. The kernel bounds the child's time and memory. When it dies, the image it was at gets the blame
+and a new child takes the next; but only a death in a new child counts, because an earlier image may have damaged an old
+one, or somebody may have killed it. Timers are the image's own and count at once.
+
+What the child answers is not trusted: it has worked on hostile bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import numpy as np
+
+from lfm_scan.errors import ImageError
+from lfm_scan.imaging import ImageInfo, ImageLimits, get_policy, recognise
+from lfm_scan.imaging.preprocess import SIDE_PX
+from lfm_scan.scoring.decoder_child import (
+    EXIT_OUT_OF_MEMORY,
+    FACTS_BYTES,
+    LENGTH,
+    READY,
+    WALL_PER_CPU_SECOND,
+    advance,
+)
+from lfm_scan.scoring.prepare import Prepared
+from lfm_scan.status import Status
+
+_PIPE_BYTES: Final = 2**20  # the most that an ordinary user may ask for
+_START_ATTEMPTS: Final = 3
+_START_PAUSE_S: Final = 0.5
+_START_TIMEOUT_S: Final = 120
+_GRACE_S: Final = 30
+"""What a child may be silent beyond its own timers, before it is taken for stopped and killed."""
+_END_TIMEOUT_S: Final = 5
+_MAX_WORDS: Final = 2000
+_FACT_TYPES: Final = {
+    "format": str,
+    "mode": str,
+    "width": int,
+    "height": int,
+    "lossy": bool,
+    "jpeg_quality": int,
+    "exif_orientation": int,
+    "num_frames": int,
+}
+# Started by -c and not by -m, to import from where the parent does and never from the working directory. Site
+# customisation and PYTHON* variables have had their say by then.
+_BOOTSTRAP: Final = """\
+import json, sys
+setup = json.loads(sys.argv[1])
+sys.path[:] = setup.pop("path")
+from lfm_scan.scoring.decoder_child import main
+main(setup)
+"""
+
+_logger: Final = logging.getLogger(__name__)
+
+
+class IsolatedDecoder:
+    """Prepares files as `prepare_bytes` does, in a child process that is bounded in time and memory.
+
+        with IsolatedDecoder("crop256", limits) as decoder:
+            for index, prepared in decoder.prepare_all((index, uri, data) for index, (uri, data) in enumerate(files)):
+                ...
+
+    The child starts with the first file and stays until `close`, over any number of `prepare_all`. A killed parent
+    leaves nothing: the child ends with its pipe, or by its timers if a decoder hangs. Not thread-safe.
+
+    Args:
+        policy_id: Of the preprocess policy.
+        limits: What one image may cost.
+
+    Raises:
+        ConfigError: If there is no such policy.
+    """
+
+    def __init__(self, policy_id: str, limits: ImageLimits) -> None:
+        self._policy_id = get_policy(policy_id).id
+        self._limits = limits
+        self._child: _Child | None = None
+        self._failed_starts = 0
+
+    def __enter__(self) -> IsolatedDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child. The next file would start another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def prepare_all(self, files: Iterable[tuple[int, str, bytes]]) -> Iterator[tuple[int, Prepared]]:
+        """Prepare files one after the other; the next is taken from `files` while the last is being decoded.
+
+        Args:
+            files: Of each an index, its name for the log, and all its bytes.
+
+        Yields:
+            Each index with its outcome, in order; sha256 and size are left to whoever has the bytes. An image that took
+            the child's life is timeout, too_large or crashed, and the log names it.
+
+        Raises:
+            RuntimeError: If no child can be started: no image is at fault.
+        """
+        waiting: deque[_Job] = deque()
+        try:
+            for index, name, data in files:
+                waiting.append(self._begin(index, name, data))
+                if len(waiting) > 1:
+                    yield self._finish(waiting)
+            while waiting:
+                yield self._finish(waiting)
+        finally:
+            if waiting:
+                self.close()  # its next answers would be taken for those of other files
+
+    def _begin(self, index: int, name: str, data: bytes) -> _Job:
+        try:
+            info = ImageInfo(format=recognise(data, self._limits))
+        except ImageError as exc:
+            return _Job(index, name, data, ImageInfo(), Prepared.failed(exc))
+        self._current_child().send(data)
+        return _Job(index, name, data, info, None)
+
+    def _finish(self, waiting: deque[_Job]) -> tuple[int, Prepared]:
+        job = waiting[0]
+        prepared = job.refused or self._receive([each for each in waiting if each.refused is None])
+        waiting.popleft()
+        return job.index, prepared
+
+    def _receive(self, in_flight: list[_Job]) -> Prepared:
+        """Return the outcome of the first job in flight."""
+        while True:
+            child = self._current_child()
+            answer = child.receive()
+            reason = ""
+            if answer is not None:
+                try:
+                    prepared = _parse(*answer)
+                except (ValueError, RecursionError) as exc:
+                    reason = f"gave an answer that makes no sense ({exc})"
+                else:
+                    self._failed_starts = 0
+                    return prepared
+            death = self._bury(child, reason)
+            if death is not None and (child.num_answers == 0 or death.status == Status.TIMEOUT):
+                break
+            self._resend(in_flight)
+        job = in_flight[0]
+        wrote = f"; it wrote {child.last_words!r}" if child.last_words else ""
+        _logger.warning("%s: %s: %s%s", job.name, death.status, death.message, wrote)
+        self._resend(in_flight[1:])
+        return Prepared.failed(ImageError(death.status, death.message, job.info))
+
+    def _bury(self, child: _Child, reason: str) -> ImageError | None:
+        """Return what the end of a child says of its image; None if it had not even started.
+
+        Raises:
+            RuntimeError: If that was one time too many.
+        """
+        self._child = None
+        returncode = child.end(at_once=bool(reason))
+        if child.is_ready:
+            return _death(returncode, reason or child.reason_to_kill, self._limits)
+        self._failed_starts += 1
+        if self._failed_starts >= _START_ATTEMPTS:
+            raise RuntimeError(
+                f"the decoder process did not start, {_START_ATTEMPTS} times in a row (last {_describe(returncode)}): "
+                f"check the Python environment and the memory of this machine. It wrote:\n{child.last_words}"
+            )
+        time.sleep(_START_PAUSE_S)
+        return None
+
+    def _resend(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            self._current_child().send(job.data)
+
+    def _current_child(self) -> _Child:
+        if self._child is None:
+            self._child = _Child(self._policy_id, self._limits)
+        return self._child
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A file that was sent, or was refused without sending it; `info` is what is known of it if its decoder dies."""
+
+    index: int
+    name: str
+    data: bytes
+    info: ImageInfo
+    refused: Prepared | None
+
+
+class _Child:
+    """A decoder process and its pipes.
+
+    Attributes:
+        is_ready: Whether it has said so.
+        num_answers: Frames it has sent.
+        last_words: After its end, what it had written to stdout and stderr.
+        reason_to_kill: Why it had to be killed, if it had to.
+    """
+
+    def __init__(self, policy_id: str, limits: ImageLimits) -> None:
+        self._patience_s = WALL_PER_CPU_SECOND * limits.max_decode_seconds + _GRACE_S
+        self._outgoing: list[memoryview] = []
+        self._num_sent = 0
+        self.is_ready, self.num_answers, self.last_words, self.reason_to_kill = False, 0, "", ""
+        with contextlib.ExitStack() as until_started, contextlib.ExitStack() as in_any_case:
+            requests_fd, self._requests_fd = _pipe()
+            in_any_case.callback(os.close, requests_fd)
+            until_started.callback(os.close, self._requests_fd)
+            self._answers_fd, answers_fd = _pipe()
+            in_any_case.callback(os.close, answers_fd)
+            until_started.callback(os.close, self._answers_fd)
+            # C libraries print. Here it harms nobody, and is at hand if they print why they abort.
+            self._output_fd = os.memfd_create("decoder-output")
+            until_started.callback(os.close, self._output_fd)
+            os.set_blocking(self._requests_fd, False)
+            os.set_blocking(self._answers_fd, False)
+            setup = {
+                "path": [entry for entry in sys.path if isinstance(entry, str)],
+                "policy_id": policy_id,
+                "limits": asdict(limits),
+                "requests_fd": requests_fd,
+                "answers_fd": answers_fd,
+            }
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and code
+                [sys.executable, "-P", "-c", _BOOTSTRAP, json.dumps(setup)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output_fd,
+                stderr=self._output_fd,
+                pass_fds=(requests_fd, answers_fd),
+                start_new_session=True,  # Ctrl-C is for the parent; this one ends with its pipe
+            )
+            self._close_fds = until_started.pop_all()
+
+    def send(self, data: bytes) -> None:
+        """Send a file; of one that comes while another is being decoded, as much as the pipe takes."""
+        self._outgoing += [memoryview(LENGTH.pack(len(data))), memoryview(data)]
+        self._num_sent += 1
+        if self._num_sent - self.num_answers == 1:
+            self._exchange([])
+        else:
+            self._write()
+
+    def receive(self) -> tuple[bytearray, np.ndarray] | None:
+        """Return the facts, as JSON, and the pixels of the next answer; None if the child ends before.
+
+        All that was to send has been sent then: the child has the next file to work on.
+        """
+        facts, pixels = bytearray(FACTS_BYTES), np.empty((SIDE_PX, SIDE_PX, 3), np.uint8)
+        if not self._exchange([memoryview(facts), memoryview(pixels.data).cast("B")]):
+            return None
+        self.num_answers += 1
+        os.ftruncate(self._output_fd, 0)
+        return facts, pixels
+
+    def end(self, *, at_once: bool) -> int:
+        """Wait for a child that has closed its pipe, or end one at once; return the exit status as subprocess has it."""
+        if at_once:
+            self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_TIMEOUT_S)
+        words = os.pread(self._output_fd, _MAX_WORDS, max(0, os.fstat(self._output_fd).st_size - _MAX_WORDS))
+        self.last_words = words.decode("utf-8", "backslashreplace").strip()
+        self.kill()
+        return self._process.returncode
+
+    def kill(self) -> None:
+        """End the child at once."""
+        self._process.kill()
+        self._process.wait()
+        self._close_fds.close()
+
+    def _exchange(self, frame: list[memoryview]) -> bool:
+        """Read the frame, and write all that is outgoing, both as it goes: neither side ever waits for the other.
+
+        Returns:
+            Whether the frame was filled before the child's end.
+        """
+        ready = bytearray(len(READY))
+        if frame and not self.is_ready:
+            frame.insert(0, memoryview(ready))
+        while frame or self._outgoing:
+            can_read, can_write = self._wait(bool(frame))
+            if can_write:
+                self._write()
+            if can_read:
+                num_read = os.readv(self._answers_fd, frame)
+                if num_read == 0:
+                    return False
+                advance(frame, num_read)
+                self.is_ready = self.is_ready or ready == READY
+        return True
+
+    def _wait(self, for_answer: bool) -> tuple[bool, bool]:
+        """Wait until the child has written or read something; kill one that never does."""
+        poll = select.poll()
+        if for_answer:
+            poll.register(self._answers_fd, select.POLLIN)
+        if self._outgoing:
+            poll.register(self._requests_fd, select.POLLOUT)
+        patience_s = self._patience_s if self.is_ready else _START_TIMEOUT_S
+        events = dict(poll.poll(patience_s * 1000))
+        if not events:
+            self.reason_to_kill = f"was silent for {patience_s:g} s, past all its timers"
+            self._process.kill()
+        return self._answers_fd in events, self._requests_fd in events
+
+    def _write(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                advance(self._outgoing, os.writev(self._requests_fd, self._outgoing))
+            except BrokenPipeError:
+                self._outgoing.clear()  # its end is seen on the other pipe, after the answers it still gave
+
+
+def _pipe() -> tuple[int, int]:
+    read_fd, write_fd = os.pipe()
+    with contextlib.suppress(OSError):  # a user may have only so many large pipes; a small one is slower
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return read_fd, write_fd
+
+
+def _parse(facts: bytearray, pixels: np.ndarray) -> Prepared:
+    """Return what a child answered.
+
+    Raises:
+        ValueError: If it is nothing that an honest child answers.
+    """
+    answer = json.loads(facts)
+    if not isinstance(answer, dict) or answer.keys() != {"info", "status", "error"}:
+        raise ValueError("not the three facts expected")
+    status, info, error = Status(answer["status"]), answer["info"], answer["error"]
+    if not isinstance(info, dict) or info.keys() != _FACT_TYPES.keys():
+        raise ValueError("other facts of the file than expected")
+    for name, value in info.items():
+        _check(value, _FACT_TYPES[name])
+    _check(error, str)
+    if error is None and status != Status.OK:
+        raise ValueError("a failure without a reason")
+    return Prepared(ImageInfo(**info), status, error, pixels if status == Status.OK else None)
+
+
+def _check(value: object, kind: type) -> None:
+    if value is None:
+        return
+    if type(value) is not kind:
+        raise ValueError(f"a {type(value).__name__} for a {kind.__name__}")
+    if isinstance(value, str):
+        value.encode()  # a lone surrogate is no Parquet string
+    elif isinstance(value, int) and not 0 <= value < 2**31:
+        raise ValueError(f"{value} is out of range")
+
+
+def _death(returncode: int, reason: str, limits: ImageLimits) -> ImageError:
+    """Return what the end of a child means for the image it was at."""
+    if reason:
+        return ImageError(Status.CRASHED, f"the decoder {reason}")
+    if returncode == EXIT_OUT_OF_MEMORY:
+        message = f"decoding it takes more than {limits.max_decode_bytes:,} bytes of memory (--max-decode-bytes)"
+        return ImageError(Status.TOO_LARGE, message)
+    if returncode == -signal.SIGPROF:
+        message = f"decoding it takes more than {limits.max_decode_seconds:g} s of CPU time (--max-decode-seconds)"
+        return ImageError(Status.TIMEOUT, message)
+    if returncode == -signal.SIGALRM:
+        wall_s = WALL_PER_CPU_SECOND * limits.max_decode_seconds
+        message = f"decoding it hung for {wall_s:g} s, {WALL_PER_CPU_SECOND} times --max-decode-seconds"
+        return ImageError(Status.TIMEOUT, message)
+    if returncode == -signal.SIGKILL:
+        message = (
+            "the decoder was killed by SIGKILL from outside, probably because the machine ran out of memory: run fewer"
+        )
+        remedy = f"decoders at a time, or allow each less than {limits.max_decode_bytes:,} bytes (--max-decode-bytes)"
+        return ImageError(Status.CRASHED, f"{message} {remedy}")
+    cause = f"a fault in it, or it needs more than {limits.max_decode_bytes:,} bytes of memory (--max-decode-bytes)"
+    return ImageError(Status.CRASHED, f"the decoder {_describe(returncode)}: {cause}")
+
+
+def _describe(returncode: int) -> str:
+    if returncode >= 0:
+        return f"ended with exit status {returncode}"
+    try:
+        return f"died of {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"died of signal {-returncode}"
