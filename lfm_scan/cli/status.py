@@ -19,12 +19,12 @@ _MAX_DRIVERS: Final = 5
 _MAX_SOURCES: Final = 3
 
 _MEANING: Final = {
-    State.PLANNING: "[cyan]planning[/]: the sources are being listed",
-    State.SCANNING: "[cyan]scanning[/]",
-    State.MERGING: "[cyan]merging[/]: all images are done, the results are being written",
-    State.FINISHED: "[green]finished[/]",
-    State.STOPPED: "[yellow]stopped[/]: nobody works on it, repeat its command to go on",
-    State.FAILED: "[red]failed[/]: what is done is safe, repeat its command to go on",
+    State.PLANNING: "is [cyan]planning[/]: the sources are being listed",
+    State.SCANNING: "is [cyan]scanning[/]",
+    State.MERGING: "is [cyan]merging[/]: all images are done, the results are being written",
+    State.FINISHED: "is [green]finished[/]",
+    State.STOPPED: "has [yellow]stopped[/]: nobody works on it, repeat its command to go on",
+    State.FAILED: "has [red]failed[/]: what is done is safe, repeat its command to go on",
 }
 
 
@@ -38,7 +38,7 @@ def print_state(state: RunState, now: datetime | None = None, console: Console |
     """
     console = console or Console(highlight=False, soft_wrap=True)
     now = now or datetime.now(UTC)
-    console.print(f"Run {_safe(state.run_id)} is {_MEANING[state.state]}\n")
+    console.print(f"Run {_safe(state.run_id)} {_MEANING[state.state]}\n")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
