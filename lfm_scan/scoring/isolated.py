@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -72,11 +73,28 @@ main(setup)
 _logger: Final = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A file to prepare.
+
+    Attributes:
+        name: What the log calls it: its URI.
+        data: The whole file.
+        sha256: Of the file, if it is known already.
+        out: (256, 256, 3) uint8, C-contiguous: where the pixels go; zeros if it has none. Default: a new array.
+    """
+
+    name: str
+    data: bytes
+    sha256: str | None = None
+    out: np.ndarray | None = None
+
+
 class IsolatedDecoder:
     """Prepares files as `prepare_bytes` does, in a child process that is bounded in time and memory.
 
         with IsolatedDecoder("crop256", limits) as decoder:
-            for index, prepared in decoder.prepare_all((index, uri, data) for index, (uri, data) in enumerate(files)):
+            for prepared in decoder.prepare_all(EncodedImage(uri, data) for uri, data in files):
                 ...
 
     The child starts with the first file and stays until `close`, over any number of `prepare_all`. A killed parent
@@ -108,23 +126,23 @@ class IsolatedDecoder:
             self._child.kill()
             self._child = None
 
-    def prepare_all(self, files: Iterable[tuple[int, str, bytes]]) -> Iterator[tuple[int, Prepared]]:
-        """Prepare files one after the other; the next is taken from `files` while the last is being decoded.
+    def prepare_all(self, images: Iterable[EncodedImage]) -> Iterator[Prepared]:
+        """Prepare files one after the other; the next is taken from `images` while the last is being decoded.
 
         Args:
-            files: Of each an index, its name for the log, and all its bytes.
+            images: The files.
 
         Yields:
-            Each index with its outcome, in order; sha256 and size are left to whoever has the bytes. An image that took
-            the child's life is timeout, too_large or crashed, and the log names it.
+            One outcome each, in order. An image that took the child's life is timeout, too_large or crashed, and the
+            log names it.
 
         Raises:
             RuntimeError: If no child can be started: no image is at fault.
         """
         waiting: deque[_Job] = deque()
         try:
-            for index, name, data in files:
-                waiting.append(self._begin(index, name, data))
+            for image in images:
+                waiting.append(self._begin(image))
                 if len(waiting) > 1:
                     yield self._finish(waiting)
             while waiting:
@@ -133,29 +151,33 @@ class IsolatedDecoder:
             if waiting:
                 self.close()  # its next answers would be taken for those of other files
 
-    def _begin(self, index: int, name: str, data: bytes) -> _Job:
+    def _begin(self, image: EncodedImage) -> _Job:
         try:
-            info = ImageInfo(format=recognise(data, self._limits))
+            fmt = recognise(image.data, self._limits)
         except ImageError as exc:
-            return _Job(index, name, data, ImageInfo(), Prepared.failed(exc))
-        self._current_child().send(data)
-        return _Job(index, name, data, info, None)
+            return _Job(image, _sha256(image), ImageInfo(), Prepared.failed(exc))
+        self._current_child().send(image.data)
+        return _Job(image, _sha256(image), ImageInfo(format=fmt), None)  # hashed while the child works
 
-    def _finish(self, waiting: deque[_Job]) -> tuple[int, Prepared]:
+    def _finish(self, waiting: deque[_Job]) -> Prepared:
         job = waiting[0]
         prepared = job.refused or self._receive([each for each in waiting if each.refused is None])
+        if prepared.pixels is None and job.image.out is not None:
+            job.image.out.fill(0)
         waiting.popleft()
-        return job.index, prepared
+        return replace(prepared, sha256=job.sha256, size_bytes=len(job.image.data))
 
     def _receive(self, in_flight: list[_Job]) -> Prepared:
         """Return the outcome of the first job in flight."""
+        job = in_flight[0]
+        pixels = np.empty((SIDE_PX, SIDE_PX, 3), np.uint8) if job.image.out is None else job.image.out
         while True:
             child = self._current_child()
-            answer = child.receive()
+            facts = child.receive(pixels)
             reason = ""
-            if answer is not None:
+            if facts is not None:
                 try:
-                    prepared = _parse(*answer)
+                    prepared = _parse(facts, pixels)
                 except (ValueError, RecursionError) as exc:
                     reason = f"gave an answer that makes no sense ({exc})"
                 else:
@@ -165,9 +187,8 @@ class IsolatedDecoder:
             if death is not None and (child.num_answers == 0 or death.status == Status.TIMEOUT):
                 break
             self._resend(in_flight)
-        job = in_flight[0]
         wrote = f"; it wrote {child.last_words!r}" if child.last_words else ""
-        _logger.warning("%s: %s: %s%s", job.name, death.status, death.message, wrote)
+        _logger.warning("%s: %s: %s%s", job.image.name, death.status, death.message, wrote)
         self._resend(in_flight[1:])
         return Prepared.failed(ImageError(death.status, death.message, job.info))
 
@@ -192,7 +213,7 @@ class IsolatedDecoder:
 
     def _resend(self, jobs: list[_Job]) -> None:
         for job in jobs:
-            self._current_child().send(job.data)
+            self._current_child().send(job.image.data)
 
     def _current_child(self) -> _Child:
         if self._child is None:
@@ -204,9 +225,8 @@ class IsolatedDecoder:
 class _Job:
     """A file that was sent, or was refused without sending it; `info` is what is known of it if its decoder dies."""
 
-    index: int
-    name: str
-    data: bytes
+    image: EncodedImage
+    sha256: str
     info: ImageInfo
     refused: Prepared | None
 
@@ -264,20 +284,20 @@ class _Child:
         else:
             self._write()
 
-    def receive(self) -> tuple[bytearray, np.ndarray] | None:
-        """Return the facts, as JSON, and the pixels of the next answer; None if the child ends before.
+    def receive(self, pixels: np.ndarray) -> bytearray | None:
+        """Return the facts of the next answer, as JSON, and put its pixels there; None if the child ends before.
 
         All that was to send has been sent then: the child has the next file to work on.
         """
-        facts, pixels = bytearray(FACTS_BYTES), np.empty((SIDE_PX, SIDE_PX, 3), np.uint8)
+        facts = bytearray(FACTS_BYTES)
         if not self._exchange([memoryview(facts), memoryview(pixels.data).cast("B")]):
             return None
         self.num_answers += 1
         os.ftruncate(self._output_fd, 0)
-        return facts, pixels
+        return facts
 
     def end(self, *, at_once: bool) -> int:
-        """Wait for a child that has closed its pipe, or end one at once; return the exit status as subprocess has it."""
+        """Wait for a child that has closed its pipe, or kill one; return the exit status as subprocess has it."""
         if at_once:
             self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -341,6 +361,10 @@ def _pipe() -> tuple[int, int]:
     with contextlib.suppress(OSError):  # a user may have only so many large pipes; a small one is slower
         fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return read_fd, write_fd
+
+
+def _sha256(image: EncodedImage) -> str:
+    return image.sha256 or hashlib.sha256(image.data).hexdigest()
 
 
 def _parse(facts: bytearray, pixels: np.ndarray) -> Prepared:
