@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,11 +23,13 @@ from lfm_scan.runs.reuse import KnownScores
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.summary import Summary, is_failure, summarize
 from lfm_scan.schema import RESULT_SCHEMA, result_schema
+from lfm_scan.scoring.isolated import EncodedImage
 from lfm_scan.scoring.prepare import Prepared
 from lfm_scan.scoring.result import judge
 from lfm_scan.sources.fetch import Fetcher
 from lfm_scan.sources.inputs import Input, carried_fields, from_table
 from lfm_scan.status import Status
+from lfm_scan.storage import Fetched
 
 PIXEL_BYTES: Final = SIDE_PX * SIDE_PX * 3
 
@@ -47,8 +50,8 @@ _CARRIED_FROM: Final = len(_FACTS)
 class Decoder(Protocol):
     """Decodes and preprocesses files, one after the other."""
 
-    def prepare_all(self, files: Iterable[tuple[int, str, bytes]]) -> Iterator[tuple[int, Prepared]]:
-        """Yield the outcome for each (index, name for the log, bytes), under its index."""
+    def prepare_all(self, images: Iterable[EncodedImage]) -> Iterator[Prepared]:
+        """Yield the outcome for each file, in order."""
         ...
 
 
@@ -143,10 +146,15 @@ def prepare_shard(
     inputs = from_table(planned)
     pixels = np.zeros((len(inputs), SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     rows = [_planned_facts(each, shard) for each in inputs]
-    for index, prepared in decoder.prepare_all(_to_decode(job, inputs, rows, known)):
-        if prepared.pixels is not None:
-            pixels[index] = prepared.pixels
-        rows[index].update(_told_by_bytes(prepared))
+    in_decoder: deque[dict[str, Any]] = deque()
+
+    def to_decode() -> Iterator[EncodedImage]:
+        for index, fetched in _new_bytes(job, inputs, rows, known):
+            in_decoder.append(rows[index])
+            yield EncodedImage(inputs[index].uri, fetched.data, rows[index]["sha256"], out=pixels[index])
+
+    for prepared in decoder.prepare_all(to_decode()):
+        in_decoder.popleft().update(_told_by_bytes(prepared))
     for row in rows:
         if row["same_as"] is not None:
             first = rows[row["same_as"]]
@@ -159,10 +167,10 @@ def prepare_shard(
     return table.append_column(_PIXELS, column)
 
 
-def _to_decode(
+def _new_bytes(
     job: ShardJob, inputs: list[Input], rows: list[dict[str, Any]], known: KnownScores | None
-) -> Iterator[tuple[int, str, bytes]]:
-    """Fetch the inputs; fill in the rows of those that need no decoding, and yield the others."""
+) -> Iterator[tuple[int, Fetched]]:
+    """Fetch the inputs; fill in the rows of those that need no decoding, and yield the others with their index."""
     first_with: dict[str, int] = {}
     for index, outcome in enumerate(job.fetcher.fetch(inputs)):
         row = rows[index]
@@ -179,7 +187,7 @@ def _to_decode(
         if score is not None:
             row.update(asdict(score.info), status=Status.OK, logit=score.logit)
         else:
-            yield index, inputs[index].uri, outcome.data
+            yield index, outcome
 
 
 def pixels_of(prepared: pa.Table) -> np.ndarray:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import ray
 
 import lfm_scan
 from lfm_scan.config import ScanConfig
@@ -22,13 +20,7 @@ from tests.images import encoded, write_pictures
 from tests.scanning import SCORE_COLUMNS, read_parts
 from tests.servers import S3Server
 
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray(s3_server: S3Server) -> Iterator[None]:
-    """One small Ray for all scans here. Its workers may use the S3 server."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": dict(s3_server.env)})
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(scope="module")

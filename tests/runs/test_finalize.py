@@ -16,7 +16,7 @@ from lfm_scan.runs.parquet import to_parquet
 from lfm_scan.runs.plan import Plan, write_plan
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.schema import RESULT_SCHEMA
-from lfm_scan.storage import ObjectInfo
+from lfm_scan.sources.inputs import INPUT_SCHEMA, Input
 
 _NOW = datetime(2026, 11, 21, tzinfo=UTC)
 _RUN_ID = "run-1"
@@ -37,8 +37,8 @@ def directory(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def plan(directory: RunDirectory) -> Plan:
     """A plan of 23 inputs in 6 shards, all of them committed."""
-    objects = [ObjectInfo(f"/{index:04}.png", 1, None, _NOW) for index in range(23)]
-    plan = write_plan(directory, objects, num_workers=1, shard_size=4)
+    objects = [Input(uri=f"/{index:04}.png", size_bytes=1, last_modified=_NOW) for index in range(23)]
+    plan = write_plan(directory, objects, INPUT_SCHEMA, num_workers=1, shard_size=4)
     for shard in range(plan.num_shards):
         directory.store.create(directory.part_uri(shard), _rows(shard * 4, plan.rows_of(shard)))
     return plan

@@ -10,13 +10,13 @@ from lfm_scan.errors import RunError
 from lfm_scan.options import StorageConfig
 from lfm_scan.runs.plan import Plan, choose_shard_size, read_plan, read_shard, write_plan
 from lfm_scan.runs.rundir import RunDirectory
-from lfm_scan.storage import ObjectInfo
+from lfm_scan.sources.inputs import INPUT_SCHEMA, Input
 
 _NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
-def _objects(count: int) -> list[ObjectInfo]:
-    return [ObjectInfo(f"/images/{index:06}.png", index, None, _NOW) for index in range(count)]
+def _objects(count: int) -> list[Input]:
+    return [Input(uri=f"/images/{index:06}.png", size_bytes=index, last_modified=_NOW) for index in range(count)]
 
 
 def _directory(path: Path) -> RunDirectory:
@@ -36,7 +36,7 @@ def test_shards_keep_every_worker_busy_whatever_the_size(num_rows: int, num_work
 @pytest.mark.parametrize("count", [1, 16, 17, 100, 1000])
 def test_every_input_is_in_exactly_one_shard_and_in_order(tmp_path: Path, count: int) -> None:
     directory = _directory(tmp_path)
-    plan = write_plan(directory, _objects(count), num_workers=2, shard_size=7)
+    plan = write_plan(directory, _objects(count), INPUT_SCHEMA, num_workers=2, shard_size=7)
 
     shards = [read_shard(directory, plan, shard) for shard in range(plan.num_shards)]
 
@@ -48,36 +48,36 @@ def test_every_input_is_in_exactly_one_shard_and_in_order(tmp_path: Path, count:
 def test_a_plan_is_not_there_until_its_index_is(tmp_path: Path) -> None:
     directory = _directory(tmp_path)
 
-    def broken_listing() -> Iterator[ObjectInfo]:
+    def broken_listing() -> Iterator[Input]:
         yield from _objects(500)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_plan(directory, broken_listing(), num_workers=1, shard_size=7)
+        write_plan(directory, broken_listing(), INPUT_SCHEMA, num_workers=1, shard_size=7)
 
     assert list((tmp_path / "plan").iterdir())
     assert read_plan(directory) is None
-    assert write_plan(directory, _objects(500), num_workers=1, shard_size=7).num_rows == 500
+    assert write_plan(directory, _objects(500), INPUT_SCHEMA, num_workers=1, shard_size=7).num_rows == 500
 
 
 def test_the_plan_of_the_driver_that_was_first_counts(tmp_path: Path) -> None:
     directory = _directory(tmp_path)
-    first = write_plan(directory, _objects(10), num_workers=1)
+    first = write_plan(directory, _objects(10), INPUT_SCHEMA, num_workers=1)
 
-    assert write_plan(directory, _objects(30), num_workers=1) == first
+    assert write_plan(directory, _objects(30), INPUT_SCHEMA, num_workers=1) == first
 
 
 def test_the_plan_hash_names_what_was_planned(tmp_path: Path) -> None:
-    one = write_plan(_directory(tmp_path / "1"), _objects(10), num_workers=1)
-    same = write_plan(_directory(tmp_path / "2"), _objects(10), num_workers=1)
-    other = write_plan(_directory(tmp_path / "3"), _objects(11), num_workers=1)
+    one = write_plan(_directory(tmp_path / "1"), _objects(10), INPUT_SCHEMA, num_workers=1)
+    same = write_plan(_directory(tmp_path / "2"), _objects(10), INPUT_SCHEMA, num_workers=1)
+    other = write_plan(_directory(tmp_path / "3"), _objects(11), INPUT_SCHEMA, num_workers=1)
 
     assert one.sha256 == same.sha256 != other.sha256
 
 
 def test_nothing_to_plan_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="hold no files"):
-        write_plan(_directory(tmp_path), [], num_workers=1)
+        write_plan(_directory(tmp_path), [], INPUT_SCHEMA, num_workers=1)
 
 
 def test_the_last_shard_has_what_is_left() -> None:

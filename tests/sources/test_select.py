@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import tarfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lfm_scan.errors import ConfigError, NotFoundError
+from lfm_scan.options import InputConfig, StorageConfig
+from lfm_scan.sources.filters import make_filter
+from lfm_scan.sources.globs import expand_braces, glob_matcher
+from lfm_scan.sources.inputs import INPUT_SCHEMA, Input, Kind, from_table, input_schema, to_table
+from lfm_scan.sources.listing import check_sources
+from lfm_scan.sources.select import carried_types_of, list_inputs, map_in_threads
+from lfm_scan.status import Status
+from tests.servers import S3Server
+
+
+def _uris(*sources: object, exclude: Path | None = None, config: InputConfig | None = None) -> list[str]:
+    kept_out = None if exclude is None else str(exclude)
+    found = list_inputs(map(str, sources), config or InputConfig(), StorageConfig(), exclude=kept_out)
+    return [each.uri for each in found]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a/1.png", "a/2.jpg", "a/deep/3.png", "a.b/4.png", "b/5.png", "[c]/6.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path / "in"
+
+
+def test_a_folder_is_listed_in_the_order_of_its_paths(folder: Path) -> None:
+    uris = _uris(folder)
+
+    assert uris == sorted(uris, key=str.encode)
+    assert len(uris) == 6
+
+
+def test_overlapping_sources_give_each_file_once(folder: Path) -> None:
+    assert _uris(folder, folder / "a", folder / "a/1.png", f"{folder}/**/*.png", folder) == _uris(folder)
+
+
+def test_sources_are_taken_in_order(folder: Path) -> None:
+    assert _uris(folder / "b", folder / "a") == [f"{folder}/{name}" for name in (
+        "a/1.png", "a/2.jpg", "a/deep/3.png", "b/5.png"
+    )]  # fmt: skip
+
+
+def test_the_run_directory_inside_a_source_is_left_out(folder: Path) -> None:
+    assert _uris(folder, exclude=folder / "a") == [f"{folder}/{name}" for name in ("[c]/6.png", "a.b/4.png", "b/5.png")]
+
+
+def test_a_folder_named_like_a_glob_is_a_folder(folder: Path) -> None:
+    assert _uris(f"{folder}/[c]") == [f"{folder}/[c]/6.png"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        ("/a/*.png", "/a/1.png", "/a/deep/1.png"),
+        ("/a/**/*.png", "/a/deep/er/1.png", "/a/1.jpg"),
+        ("/a/**/*.png", "/a/1.png", "/b/1.png"),
+        ("/a/?.png", "/a/1.png", "/a/12.png"),
+        ("/a/[0-3].png", "/a/2.png", "/a/4.png"),
+        ("/a/[!0-3].png", "/a/4.png", "/a/2.png"),
+        ("/a/(1)+.png", "/a/(1)+.png", "/a/11.png"),
+        ("/a/**", "/a/b/c\nd", "/b"),
+    ],
+)
+def test_globs_match_as_a_shell_has_it(pattern: str, matching: str, other: str) -> None:
+    matches = glob_matcher(pattern)
+
+    assert matches(matching)
+    assert not matches(other)
+
+
+def test_a_source_with_nothing_in_it_is_named(folder: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"\*\.webp: nothing there"):
+        check_sources([str(folder), f"{folder}/*.webp"], StorageConfig())
+
+
+def test_overlapping_s3_sources_give_each_object_once_whatever_the_stores_order(
+    s3_server: S3Server, s3_bucket: str
+) -> None:
+    keys = ["deep.png", "deep/x.png", "deep/y.jpg", "deeper/z.png"]  # SeaweedFS lists deep/ before deep.png
+    for key in keys:
+        s3_server.put(s3_bucket, key, b"x")
+    storage = StorageConfig(endpoint_url=s3_server.endpoint_url)
+    prefixes = ("", "deep", "deep/", "*.png", "**/*.png", "deep/x.png", "")
+
+    found = list_inputs([f"s3://{s3_bucket}/{prefix}" for prefix in prefixes], InputConfig(), storage)
+
+    assert sorted(each.uri for each in found) == [f"s3://{s3_bucket}/{key}" for key in keys]
+
+
+def test_s3_prefixes_and_globs(s3_server: S3Server, s3_bucket: str) -> None:
+    keys = ["a/1.png", "a/2.jpg", "a/deep/3.png", "ab/4.png", "b [1]/5+ %.png"]
+    for key in keys:
+        s3_server.put(s3_bucket, key, b"x")
+    storage = StorageConfig(endpoint_url=s3_server.endpoint_url)
+
+    def listed(source: str) -> list[str]:
+        return [found.uri.removeprefix(f"s3://{s3_bucket}/") for found in list_inputs([source], InputConfig(), storage)]
+
+    assert listed(f"s3://{s3_bucket}") == keys
+    assert listed(f"s3://{s3_bucket}/a/") == keys[:3]
+    assert listed(f"s3://{s3_bucket}/a/*.png") == keys[:1]
+    assert listed(f"s3://{s3_bucket}/**/*.png") == [keys[0], *keys[2:]]
+    assert listed(f"s3://{s3_bucket}/b [1]/") == keys[4:]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("shard-{000..002}.tar", ["shard-000.tar", "shard-001.tar", "shard-002.tar"]),
+        ("{9..11}.tar", ["9.tar", "10.tar", "11.tar"]),
+        ("{train,val}/{0..1}.tar", ["train/0.tar", "train/1.tar", "val/0.tar", "val/1.tar"]),
+        ("{a,}.png", ["a.png", ".png"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{a}{}{1..}", ["{a}{}{1..}"]),
+    ],
+)
+def test_braces_stand_for_what_a_shell_makes_of_them(pattern: str, expected: list[str]) -> None:
+    assert list(expand_braces(pattern)) == expected
+
+
+def test_braces_in_a_name_that_exists_are_its_own(tmp_path: Path) -> None:
+    (tmp_path / "{a,b}.png").write_bytes(b"x")
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    assert _uris(tmp_path / "{a,b}.png") == [f"{tmp_path}/{{a,b}}.png"]
+    assert _uris(tmp_path / "{a,c}.png".replace("c", "a")) == [f"{tmp_path}/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (InputConfig(include=("*.png",)), ["a/1.png", "a/deep/3.png", "a.b/4.png", "b/5.png", "[c]/6.png"]),
+        (InputConfig(include=("a/*",)), ["a/1.png", "a/2.jpg"]),
+        (InputConfig(include=("*.jpg", "b/*")), ["a/2.jpg", "b/5.png"]),
+        (InputConfig(exclude=("*.png",)), ["a/2.jpg"]),
+        (InputConfig(include=("a/**",), exclude=("deep/*",)), ["a/1.png", "a/2.jpg"]),
+        (InputConfig(suffix=(".JPG",)), ["a/2.jpg"]),
+        (InputConfig(min_size=2), ["b/5.png"]),
+        (InputConfig(max_size=1, suffix=(".jpg",)), ["a/2.jpg"]),
+        (InputConfig(modified_after="2026-01-01", suffix=(".jpg",)), []),
+        (InputConfig(modified_before="2026-01-01T00:00+00:00"), ["a/2.jpg"]),
+        (InputConfig(modified_after="2025-12-31T23:59:59Z", modified_before="2026-01-01"), []),
+    ],
+    ids=str,
+)
+def test_filters_take_what_the_user_wants(folder: Path, config: InputConfig, expected: list[str]) -> None:
+    (folder / "b/5.png").write_bytes(b"xx")
+    new_year = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    os.utime(folder / "a/2.jpg", (new_year - 3600, new_year - 3600))
+
+    assert sorted(_uris(folder, config=config)) == sorted(f"{folder}/{name}" for name in expected)
+
+
+def test_what_is_not_known_is_not_selected() -> None:
+    nameless = Input(uri="s3://b/x.png")
+
+    assert not make_filter(InputConfig(min_size=0))(nameless)
+    assert not make_filter(InputConfig(modified_before="2030-01-01"))(nameless)
+    assert make_filter(InputConfig())(nameless)
+
+
+def test_a_line_that_names_a_listed_object_is_not_a_second_input(folder: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "list.txt"
+    manifest.write_text(f"{folder}/b/5.png\n{folder}/a/1.png\n{folder}/b/5.png\n")
+
+    assert _uris(manifest) == [f"{folder}/b/5.png", f"{folder}/a/1.png", f"{folder}/b/5.png"]
+    assert _uris(manifest, folder / "b") == [f"{folder}/b/5.png", f"{folder}/a/1.png"]
+
+
+def test_an_archive_in_a_listed_folder_is_opened_only_by_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        member = tarfile.TarInfo("1.png")
+        member.size = 1
+        archive.addfile(member, io.BytesIO(b"x"))
+
+    assert _uris(tmp_path) == [f"{tmp_path}/x.tar"]
+    assert _uris(tmp_path / "x.tar") == [f"{tmp_path}/x.tar#1.png"]
+    assert _uris(tmp_path / "*.tar", tmp_path / "x.tar") == [f"{tmp_path}/x.tar#1.png"]
+    assert _uris(tmp_path, tmp_path / "x.tar") == [f"{tmp_path}/x.tar", f"{tmp_path}/x.tar#1.png"]
+    assert _uris(tmp_path / "*.tar", config=InputConfig(suffix=(".jpg",))) == []
+
+
+def test_a_container_is_meant_by_its_exact_name(s3_server: S3Server, s3_bucket: str) -> None:
+    s3_server.put(s3_bucket, "list.txt", b"a.png\n")
+    s3_server.put(s3_bucket, "list.txt.bak", b"b.png\n")
+    storage = StorageConfig(endpoint_url=s3_server.endpoint_url)
+
+    found = list_inputs([f"s3://{s3_bucket}/list.txt"], InputConfig(), storage)
+
+    assert [each.uri for each in found] == [f"s3://{s3_bucket}/a.png"]
+
+
+def test_carried_columns_keep_their_type_where_the_sources_agree(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("uri,label,score\nx.png,7,0.5\n")
+    pq.write_table(pa.table({"uri": ["y.png"], "label": [8], "score": [0.25]}), tmp_path / "b.parquet")
+    config = InputConfig(carry=("label", "score"))
+
+    alone = carried_types_of([str(tmp_path / "b.parquet")], config, StorageConfig())
+    together = carried_types_of([str(tmp_path / "b.parquet"), str(tmp_path / "a.csv")], config, StorageConfig())
+
+    assert alone == {"label": pa.int64(), "input_score": pa.float64()}
+    assert together == {"label": pa.string(), "input_score": pa.string()}
+    inputs = list(list_inputs([str(tmp_path / "b.parquet"), str(tmp_path / "a.csv")], config, StorageConfig()))
+    table = to_table(inputs, input_schema(together))
+    assert table.column("carried:label").to_pylist() == ["7", "8"]
+    assert [each.carried for each in from_table(table)] == [
+        {"label": "7", "input_score": "0.5"},
+        {"label": "8", "input_score": "0.25"},
+    ]
+
+
+def test_carrying_from_a_source_without_columns_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="no source is a manifest"):
+        carried_types_of([str(folder)], InputConfig(carry=("label",)), StorageConfig())
+
+
+def test_inputs_survive_the_way_through_a_plan() -> None:
+    inputs = [
+        Input(uri="s3://b/1.png", size_bytes=3, etag="e", last_modified=datetime(2026, 1, 1, tzinfo=UTC)),
+        Input(uri="s3://b/x.tar#1", kind=Kind.TAR, location="s3://b/x.tar", position=512, crc32=2**32 - 1),
+        Input(uri="s3://b/k?versionId=v", location="s3://b/k", version_id="v"),
+        Input(uri="s3://b/y.tar", status=Status.DENIED, error="no"),
+    ]
+
+    assert from_table(to_table(inputs, INPUT_SCHEMA)) == inputs
+
+
+def test_a_map_in_threads_keeps_order_and_stays_a_few_ahead() -> None:
+    begun: list[int] = []
+
+    def slow(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.002 * (item % 3))
+        return item
+
+    results = map_in_threads(slow, itertools.count(), num_threads=2)
+
+    assert list(itertools.islice(results, 50)) == list(range(50))
+    assert max(begun) <= 55
