@@ -99,14 +99,7 @@ class _Inflated(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while not self._inflater.eof or self._begin_next():
-            try:
-                # Also without new input: output that did not fit the last buffer waits in the inflater.
-                data = self._inflater.decompress(self._pending, len(buffer))
-            except zlib.error as exc:
-                raise ImageError(
-                    Status.CORRUPT, f"damaged before byte {self._taken_bytes:,} of its gzip data: {exc}"
-                ) from exc
-            self._pending = self._inflater.unconsumed_tail
+            data = self._decompress(len(buffer))
             if data:
                 self._given_bytes += len(data)
                 self._check_ratio()
@@ -115,6 +108,35 @@ class _Inflated(io.RawIOBase):
             if not self._inflater.eof and not self._take():
                 raise ImageError(Status.TRUNCATED, f"cut short: its gzip data break off at byte {self._taken_bytes:,}")
         return 0
+
+    def _decompress(self, max_bytes: int) -> bytes:
+        """Return up to so many bytes, also without new input: what did not fit the last time waits in the inflater."""
+        before = self._inflater.copy()
+        try:
+            data = self._inflater.decompress(self._pending, max_bytes)
+            self._pending = self._inflater.unconsumed_tail
+        except zlib.error as exc:
+            data = self._decompress_up_to_damage(before, max_bytes)
+            if not data:
+                raise ImageError(
+                    Status.CORRUPT, f"damaged before byte {self._taken_bytes:,} of its gzip data: {exc}"
+                ) from exc
+        return data
+
+    def _decompress_up_to_damage(self, inflater: zlib._Decompress, max_bytes: int) -> bytes:
+        """Return what comes before a fault: a call that fails drops what it has made, so make ever smaller steps."""
+        data = b""
+        while max_bytes:
+            self._inflater = inflater.copy()
+            try:
+                piece = inflater.decompress(self._pending, max_bytes)
+            except zlib.error:
+                inflater = self._inflater
+                max_bytes //= 2
+            else:
+                self._pending = inflater.unconsumed_tail
+                data += piece
+        return data
 
     def _take(self) -> bool:
         """Read the next compressed bytes; tell whether there were any."""
