@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lfm_scan.model import LFM, CheckpointMetadata, save_checkpoint
-from lfm_scan.storage import s3
+from lfm_scan.storage.s3_client import forget_clients
 from tests.servers import S3Server, run_s3_server
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -30,11 +30,11 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
-    s3._cached_client.cache_clear()  # clients keep the credentials they were made with
+    forget_clients()  # clients keep the credentials they were made with
     bucket = f"test-{uuid.uuid4().hex[:16]}"
     s3_server.client().create_bucket(Bucket=bucket)
     yield bucket
-    s3._cached_client.cache_clear()
+    forget_clients()
 
 
 @pytest.fixture(scope="session")

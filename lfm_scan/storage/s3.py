@@ -1,7 +1,7 @@
 """S3 and its compatible stores, through boto3.
 
-boto3 retries a request that failed, but not a body that breaks off while it is read, and it reports a put whose reply
-was lost as a conflict with itself. Both are handled here.
+What boto3 leaves to its users is done here: a body that breaks off is fetched again, a put whose reply was lost is not
+a conflict with itself, and a store that is down for a while is waited for (`s3_retry`).
 """
 
 from __future__ import annotations
@@ -10,70 +10,24 @@ import base64
 import contextlib
 import functools
 import hashlib
-import random
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
-import boto3
-import botocore
 import botocore.exceptions
-from botocore.config import Config
 
-from lfm_scan.errors import (
-    AccessDeniedError,
-    NoSuchBucketError,
-    NotFoundError,
-    StorageError,
-    UnreachableError,
-)
+from lfm_scan.errors import ChangedError, StorageError
 from lfm_scan.options import StorageConfig
 from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, check_size
+from lfm_scan.storage.s3_client import open_client
+from lfm_scan.storage.s3_errors import BODY_FAULTS, TAKEN, BrokenReplyError, ask, code_of, overwritten, translate
+from lfm_scan.storage.s3_listing import Page, list_objects
 
 T = TypeVar("T")
 
-_PATIENT_ATTEMPTS: Final = 6
-_QUICK_ATTEMPTS: Final = 2
-_CONNECT_TIMEOUT_S: Final = 3
-_READ_TIMEOUT_S: Final = 10
-_QUICK_READ_TIMEOUT_S: Final = 5
-_MAX_CONNECTIONS: Final = 64
 _MD5_ETAG: Final = re.compile(r"[0-9a-f]{32}")
-
-_NOT_FOUND: Final = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NotFound"})
-_DENIED: Final = frozenset(
-    {
-        "401",
-        "403",
-        "AccessDenied",
-        "AllAccessDisabled",
-        "ExpiredToken",
-        "Forbidden",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-    }
-)
-_TAKEN: Final = frozenset({"412", "PreconditionFailed"})
-# A conditional put that raced with another one: S3 asks to send it again.
-_AGAIN: Final = frozenset({"409", "ConditionalRequestConflict", "OperationAborted"})
-_UNREACHABLE: Final = (
-    botocore.exceptions.EndpointConnectionError,
-    botocore.exceptions.ConnectionError,
-    botocore.exceptions.HTTPClientError,
-)
-_BODY_FAULTS: Final = (
-    botocore.exceptions.IncompleteReadError,
-    botocore.exceptions.ReadTimeoutError,
-    botocore.exceptions.ResponseStreamingError,
-)
-
-
-class _BrokenReplyError(Exception):
-    """A reply that broke off or stalled, or whose body does not have the bytes its ETag promises."""
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
 
 class S3Store:
@@ -81,83 +35,134 @@ class S3Store:
 
     def __init__(self, config: StorageConfig, *, patient: bool = True) -> None:
         self._config = config
-        self._attempts = _PATIENT_ATTEMPTS if patient else _QUICK_ATTEMPTS
+        self._patient = patient
 
     def list(self, uri: str) -> Iterator[ObjectInfo]:
-        """Yield the objects whose keys start with the URI's key, in key order."""
+        """Yield the objects whose keys start with the URI's key, in key order if the store lists so.
+
+        Large prefixes are listed folder by folder, several at once, until the generator is closed.
+        """
         bucket, prefix = split(uri)
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        try:
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    if entry["Size"] == 0 and entry["Key"].endswith("/"):
-                        continue
-                    yield ObjectInfo(
-                        f"s3://{bucket}/{entry['Key']}", entry["Size"], _etag(entry), entry["LastModified"]
-                    )
-        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as exc:
-            raise _translate(exc, uri) from exc
 
-    def get(self, uri: str, max_bytes: int | None = None) -> Fetched:
-        """Return an object; a body that breaks off, or differs from its ETag's MD5, is fetched again."""
-        bucket, key = split(uri)
+        def read(prefix: str, *, delimiter: str, token: str | None, stop: threading.Event) -> Page:
+            params = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter, "ContinuationToken": token}
+            page_uri = f"s3://{bucket}/{prefix}"
+            return self._run(
+                lambda client: _to_page(bucket, ask(client.list_objects_v2, **self._params(params))),
+                page_uri,
+                stop=stop,
+            )
 
-        def attempt() -> Fetched:
-            reply = self._client.get_object(Bucket=bucket, Key=key)
-            size_bytes, etag = _size_and_etag(reply)
-            # Not the body's own context manager: it hands out urllib3's stream, with urllib3's exceptions.
+        yield from list_objects(read, bucket, prefix)
+
+    def get(self, uri: str, max_bytes: int | None = None, version_id: str | None = None) -> Fetched:
+        """Return an object; a body that breaks off, or differs from its ETag's MD5 or checksum, is fetched again."""
+        return self._run(lambda client: self._get(client, uri, max_bytes, version_id), uri, is_read=True)
+
+    def head(self, uri: str, version_id: str | None = None) -> ObjectInfo:
+        """Return an object's facts."""
+        params = self._object(uri, version_id)
+
+        def attempt(client: Any) -> ObjectInfo:  # noqa: ANN401 - boto3 makes its client classes at run time
+            return _facts(uri, ask(client.head_object, **params), version_id)
+
+        return self._run(attempt, uri)
+
+    def get_range(
+        self, uri: str, start: int, num_bytes: int, etag: str | None = None, version_id: str | None = None
+    ) -> bytes:
+        """Return a stretch of an object; one that breaks off is fetched again."""
+        params = self._object(
+            uri, version_id, Range=f"bytes={start}-{start + num_bytes - 1}", IfMatch=etag and f'"{etag}"'
+        )
+
+        def attempt(client: Any) -> bytes:  # noqa: ANN401
+            reply = ask(client.get_object, **params)
             with contextlib.closing(reply["Body"]) as body:
-                check_size(size_bytes, max_bytes)
-                try:
-                    data: bytes = body.read()
-                except _BODY_FAULTS as exc:
-                    raise _BrokenReplyError(f"its body broke off: {exc}") from exc
-            if len(data) != size_bytes:
-                raise _BrokenReplyError(f"{len(data):,} of {size_bytes:,} bytes arrived")
-            if _is_md5(etag, reply) and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
-                raise _BrokenReplyError("the bytes do not match the ETag")
-            return Fetched(data, ObjectInfo(uri, size_bytes, etag, reply.get("LastModified")))
+                facts = _facts(uri, reply, version_id)
+                if etag is not None and facts.etag != etag:
+                    raise overwritten(uri)
+                _check_range(uri, reply, start, num_bytes)
+                return _read(body, num_bytes)
 
-        return self._retry(attempt, uri)
+        return self._run(attempt, uri, is_read=True)
 
     def create(self, uri: str, data: bytes) -> PutOutcome:
         """Put an object if its key is free (If-None-Match: *), and settle who wrote it if it is not."""
-        bucket, key = split(uri)
-        digest = hashlib.md5(data, usedforsecurity=False)
+        params = self._put_params(uri, data, IfNoneMatch="*")
 
-        def attempt() -> PutOutcome:
+        def attempt(client: Any) -> PutOutcome:  # noqa: ANN401
             try:
-                reply = self._client.put_object(
-                    Bucket=bucket,
-                    Key=key,
-                    Body=data,
-                    IfNoneMatch="*",
-                    ContentMD5=base64.b64encode(digest.digest()).decode(),
-                )
+                reply = ask(client.put_object, **params)
             except botocore.exceptions.ClientError as exc:
-                if _code(exc) not in _TAKEN:
+                if code_of(exc) not in TAKEN:
                     raise
-                # Taken: by another driver, or by this very put, if its reply was lost and boto3 sent it again.
-                size_bytes, etag = _size_and_etag(self._client.head_object(Bucket=bucket, Key=key))
-                return PutOutcome(etag == digest.hexdigest(), etag, size_bytes)
+                # Taken: by another driver, or by this very put, if its reply was lost and it was sent again.
+                return self._settle(client, uri, data)
             return PutOutcome(True, _etag(reply), len(data))
 
-        return self._retry(attempt, uri)
+        return self._run(attempt, uri)
 
-    @property
-    def _client(self) -> Any:  # noqa: ANN401 - boto3 makes its client classes at run time
-        return _client(self._config, self._attempts)
+    def replace(self, uri: str, data: bytes) -> None:
+        """Put an object, whatever its key has."""
+        params = self._put_params(uri, data)
+        self._run(lambda client: ask(client.put_object, **params), uri)
 
-    def _retry(self, attempt: Callable[[], T], uri: str) -> T:
-        for tries_left in reversed(range(self._attempts)):
-            try:
-                return attempt()
-            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError, _BrokenReplyError) as exc:
-                if not tries_left or not _is_worth_another_try(exc):
-                    raise _translate(exc, uri) from exc
-            # Full jitter, up to 0.2, 0.4, ... 5 s: boto3 has already waited between its own tries.
-            time.sleep(random.uniform(0, min(5, 0.2 * 2 ** (self._attempts - tries_left - 1))))  # noqa: S311
-        raise AssertionError("unreachable: the last try returns or raises")
+    def _get(self, client: Any, uri: str, max_bytes: int | None, version_id: str | None) -> Fetched:  # noqa: ANN401
+        # Checksums are there for objects whose ETag is no MD5: boto3 checks what the store has, if it is asked to.
+        reply = ask(client.get_object, **self._object(uri, version_id, ChecksumMode="ENABLED"))
+        # Not the body's own context manager: it hands out urllib3's stream, with urllib3's exceptions.
+        with contextlib.closing(reply["Body"]) as body:
+            facts = _facts(uri, reply, version_id)
+            check_size(facts.size_bytes, max_bytes)
+            data = _read(body, facts.size_bytes)
+        if _is_md5(facts.etag, reply) and _md5(data).hexdigest() != facts.etag:
+            raise BrokenReplyError("the bytes do not match the ETag")
+        return Fetched(data, facts)
+
+    def _settle(self, client: Any, uri: str, data: bytes) -> PutOutcome:  # noqa: ANN401
+        """Tell whether what is stored is what we sent."""
+        facts = _facts(uri, ask(client.head_object, **self._object(uri)))
+        if facts.size_bytes != len(data):
+            is_ours = False
+        elif facts.etag == _md5(data).hexdigest():
+            is_ours = True
+        else:
+            # Not the MD5 of our bytes: other bytes, or a store whose ETags are no MD5, as under KMS.
+            is_ours = self._get(client, uri, len(data), None).data == data
+        return PutOutcome(is_ours, facts.etag, facts.size_bytes or 0)
+
+    def _run(
+        self, attempt: Callable[[Any], T], uri: str, *, is_read: bool = False, stop: threading.Event | None = None
+    ) -> T:
+        """Make a request with all the tries it takes."""
+        bucket, _ = split(uri)
+        try:
+            client = open_client(self._config, patient=self._patient)
+        except botocore.exceptions.BotoCoreError as exc:
+            raise translate(exc, uri) from exc
+        return client.persistence.run(
+            lambda: attempt(client.boto),
+            uri,
+            knock=lambda: ask(client.boto.head_bucket, Bucket=bucket),
+            # An object once read is the best sign of life: a store may answer for its buckets and have lost its disks.
+            witness=functools.partial(_peek, client.boto, self._object(uri)) if is_read else None,
+            stop=stop,
+        )
+
+    def _object(self, uri: str, version_id: str | None = None, **params: str | None) -> dict[str, Any]:
+        bucket, key = split(uri)
+        return self._params({"Bucket": bucket, "Key": key, "VersionId": version_id, **params})
+
+    def _put_params(self, uri: str, data: bytes, **params: str | None) -> dict[str, Any]:
+        md5 = base64.b64encode(_md5(data).digest()).decode()
+        encryption = {"ServerSideEncryption": self._config.sse, "SSEKMSKeyId": self._config.kms_key_id}
+        return self._object(uri, ContentMD5=md5, **encryption, **params) | {"Body": data}
+
+    def _params(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters that are set, and those that every request has."""
+        payer = "requester" if self._config.requester_pays else None
+        return {name: value for name, value in {**params, "RequestPayer": payer}.items() if value not in (None, "")}
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -172,45 +177,72 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _client(config: StorageConfig, attempts: int) -> Any:  # noqa: ANN401
-    # Making a client is not thread-safe in boto3, using one is.
-    with _client_lock:
-        return _cached_client(config, attempts)
-
-
-_client_lock = threading.Lock()
-
-
-@functools.lru_cache(maxsize=8)
-def _cached_client(config: StorageConfig, attempts: int) -> Any:  # noqa: ANN401
-    session = boto3.session.Session()
-    return session.client(
-        "s3",
-        endpoint_url=config.endpoint_url,
-        region_name=config.region or session.region_name or "us-east-1",
-        config=Config(
-            retries={"mode": "standard", "total_max_attempts": attempts},
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            read_timeout=_READ_TIMEOUT_S if attempts >= _PATIENT_ATTEMPTS else _QUICK_READ_TIMEOUT_S,
-            max_pool_connections=_MAX_CONNECTIONS,
-            # We send Content-MD5 and check ETags; the newer trailing checksums fail on some compatible stores.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            signature_version=botocore.UNSIGNED if config.anonymous else None,
-            user_agent_extra="lfm-scan",
-        ),
+def _to_page(bucket: str, reply: dict[str, Any]) -> Page:
+    """Return a page of a listing, which must say whether it goes on: no body at all parses as an empty listing."""
+    if "IsTruncated" not in reply or (reply["IsTruncated"] and not reply.get("NextContinuationToken")):
+        raise BrokenReplyError("its listing does not say whether it goes on")
+    return Page(
+        objects=[
+            ObjectInfo(f"s3://{bucket}/{entry['Key']}", entry.get("Size"), _etag(entry), entry.get("LastModified"))
+            for entry in reply.get("Contents", ())
+            if entry.get("Size") != 0 or not entry["Key"].endswith("/")
+        ],
+        folders=[entry["Prefix"] for entry in reply.get("CommonPrefixes", ())],
+        next_token=reply["NextContinuationToken"] if reply["IsTruncated"] else None,
     )
 
 
-def _etag(reply: dict[str, Any]) -> str | None:
-    return str(reply["ETag"]).strip('"') if "ETag" in reply else None
+def _peek(client: Any, params: dict[str, Any]) -> None:  # noqa: ANN401
+    """Read the first byte of an object."""
+    reply = ask(client.get_object, **params, Range="bytes=0-0")
+    with contextlib.closing(reply["Body"]) as body:
+        try:
+            body.read(1)
+        except BODY_FAULTS as exc:
+            raise BrokenReplyError(f"its body broke off: {exc}") from exc
 
 
-def _size_and_etag(reply: dict[str, Any]) -> tuple[int, str | None]:
+def _read(body: Any, num_bytes: int | None) -> bytes:  # noqa: ANN401
+    try:
+        data: bytes = body.read()
+    except BODY_FAULTS as exc:
+        raise BrokenReplyError(f"its body broke off: {exc}") from exc
+    if len(data) != num_bytes:
+        raise BrokenReplyError(f"{len(data):,} of {num_bytes:,} bytes arrived")
+    return data
+
+
+def _facts(uri: str, reply: dict[str, Any], version_id: str | None = None) -> ObjectInfo:
     """Return what the headers say. Python's HTTP client takes headers that break off for complete ones."""
     if "ContentLength" not in reply:
-        raise _BrokenReplyError("its headers broke off")
-    return int(reply["ContentLength"]), _etag(reply)
+        raise BrokenReplyError("its headers broke off")
+    # A store without versions ignores that one is asked for, and would give us other bytes.
+    if version_id not in (None, "null", reply.get("VersionId")):
+        raise StorageError(f"{uri}: version {version_id!r} was asked for, the store gave {reply.get('VersionId')!r}")
+    return ObjectInfo(uri, int(reply["ContentLength"]), _etag(reply), reply.get("LastModified"))
+
+
+def _check_range(uri: str, reply: dict[str, Any], start: int, num_bytes: int) -> None:
+    """See that a reply has the stretch that was asked for, before its body is read."""
+    size_bytes = int(reply["ContentLength"])
+    if "ContentRange" not in reply:
+        if (start, num_bytes) == (0, size_bytes):
+            return
+        raise StorageError(f"{uri}: the store does not serve parts of objects: it ignored the range that was asked for")
+    found = _CONTENT_RANGE.fullmatch(reply["ContentRange"])
+    if found is None or (int(found[1]), int(found[2])) != (start, start + size_bytes - 1):
+        raise BrokenReplyError(f"bytes {start:,} and on were asked for, its headers say {reply['ContentRange']!r}")
+    if size_bytes != num_bytes:
+        raise ChangedError(f"{uri}: ends at {start + size_bytes:,}, its bytes up to {start + num_bytes:,} were listed")
+
+
+def _etag(reply: dict[str, Any]) -> str | None:
+    if "ETag" not in reply:
+        return None
+    etag = str(reply["ETag"])
+    if etag.startswith('"') and not etag.endswith('"', 1):
+        raise BrokenReplyError("its headers broke off")
+    return etag.strip('"')
 
 
 def _is_md5(etag: str | None, reply: dict[str, Any]) -> bool:
@@ -219,35 +251,5 @@ def _is_md5(etag: str | None, reply: dict[str, Any]) -> bool:
     return etag is not None and _MD5_ETAG.fullmatch(etag) is not None and not encrypted
 
 
-def _code(exc: botocore.exceptions.ClientError) -> str:
-    return str(exc.response.get("Error", {}).get("Code", ""))
-
-
-def _is_worth_another_try(exc: Exception) -> bool:
-    """Tell a fault that may pass from a verdict. boto3 has retried what it knows; the rest is for us."""
-    if isinstance(exc, botocore.exceptions.ClientError):
-        return _code(exc) in _AGAIN
-    return isinstance(exc, _BrokenReplyError)
-
-
-def _translate(exc: Exception, uri: str) -> StorageError:
-    """Turn boto3's error into ours: the object, what is wrong, what to do."""
-    if isinstance(exc, botocore.exceptions.ClientError):
-        code, message = _code(exc), str(exc.response.get("Error", {}).get("Message", "")) or str(exc)
-        if code == "NoSuchBucket":
-            return NoSuchBucketError(f"{uri}: the bucket does not exist")
-        if code in _NOT_FOUND:
-            return NotFoundError(f"{uri}: not found")
-        if code in _DENIED:
-            return AccessDeniedError(f"{uri}: the store refused ({code}): check the credentials and their policy")
-        return StorageError(f"{uri}: the store answered {code}: {message.splitlines()[0]}")
-    if isinstance(exc, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)):
-        return AccessDeniedError(
-            f"{uri}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role, "
-            "or pass --anonymous for a public bucket"
-        )
-    if isinstance(exc, botocore.exceptions.ParamValidationError):
-        return StorageError(f"{uri}: not a valid bucket or key")
-    if isinstance(exc, _UNREACHABLE) or isinstance(exc.__cause__, _UNREACHABLE):
-        return UnreachableError(f"{uri}: no answer from the store ({exc}): check --endpoint-url and the network")
-    return StorageError(f"{uri}: {exc}")
+def _md5(data: bytes) -> Any:  # noqa: ANN401 - hashlib does not name its type
+    return hashlib.md5(data, usedforsecurity=False)

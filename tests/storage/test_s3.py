@@ -10,6 +10,7 @@ import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from xml.sax.saxutils import escape
 
 import pytest
@@ -22,7 +23,8 @@ from lfm_scan.errors import (
     StorageError,
     UnreachableError,
 )
-from lfm_scan.storage import LocalStore, PutOutcome, S3Store, StorageConfig, open_store, s3
+from lfm_scan.storage import LocalStore, PutOutcome, S3Store, StorageConfig, open_store
+from lfm_scan.storage.s3_client import forget_clients
 from tests import awkward
 from tests.servers import FaultyProxy, Reply, Request, S3Server, ScriptedServer, free_port
 
@@ -34,8 +36,8 @@ def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
 
 
-def at(endpoint_url: str, *, patient: bool = True, anonymous: bool = False) -> S3Store:
-    return S3Store(StorageConfig(endpoint_url=endpoint_url, anonymous=anonymous), patient=patient)
+def at(endpoint_url: str, *, patient: bool = True, **settings: Any) -> S3Store:  # noqa: ANN401 - as StorageConfig
+    return S3Store(StorageConfig(endpoint_url=endpoint_url, **settings), patient=patient)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any credentials, for servers that check none."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
-    s3._cached_client.cache_clear()
+    forget_clients()
 
 
 # --- Keys ---
@@ -339,11 +341,10 @@ def test_a_closed_port_is_unreachable_within_seconds() -> None:
 
 
 @pytest.mark.usefixtures("_credentials")
-def test_a_store_that_never_answers_is_unreachable_after_two_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_QUICK_READ_TIMEOUT_S", 0.5)
+def test_a_store_that_never_answers_is_unreachable_after_two_tries() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(0)
-        store = at(f"http://127.0.0.1:{silent.getsockname()[1]}", patient=False)
+        store = at(f"http://127.0.0.1:{silent.getsockname()[1]}", patient=False, read_timeout=0.5)
         with pytest.raises(UnreachableError, match="no answer from the store"):
             store.get("s3://bucket/a")
         num_connections = 0
@@ -357,12 +358,11 @@ def test_a_store_that_never_answers_is_unreachable_after_two_tries(monkeypatch: 
 
 
 @pytest.mark.usefixtures("_credentials")
-def test_a_body_that_stalls_is_fetched_again_and_unreachable_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_QUICK_READ_TIMEOUT_S", 0.5)
+def test_a_body_that_stalls_is_fetched_again_and_unreachable_in_the_end() -> None:
     stalled = Reply(body=b"half", headers={"Content-Length": "8", "ETag": f'"{md5(b"half")}"', **_LAST_MODIFIED})
     with ScriptedServer(lambda _: stalled) as server:
         with pytest.raises(UnreachableError, match=re.escape("s3://bucket/a: no answer from the store")):
-            at(server.endpoint_url, patient=False).get("s3://bucket/a")
+            at(server.endpoint_url, patient=False, read_timeout=0.5).get("s3://bucket/a")
         assert len(server.requests) == 2
 
 

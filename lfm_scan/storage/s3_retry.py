@@ -1,0 +1,206 @@
+"""How long to go on with a request that fails, and whom to blame in the end: its object, or the whole store.
+
+boto3 makes one try a request; all others are made here, so that nothing multiplies. A failed try counts against the
+object only if the store answered somebody else after it. A store that answers nobody is down: its objects are waited
+for, and nothing is held against them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import botocore.exceptions
+
+from lfm_scan.errors import LFMScanError, OutageError
+from lfm_scan.storage.s3_errors import REPLY_ERRORS, Fault, classify, translate
+
+T = TypeVar("T")
+
+_FIRST_WAIT_S: Final = 0.2
+_LONGEST_WAIT_S: Final = 5.0
+_NEVER: Final = threading.Event()
+
+
+class StoppedError(Exception):
+    """Nobody waits for this request any more."""
+
+
+class Health:
+    """What all threads of a process know about one store: when it answered last, and for how long it has not."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last_answer = time.monotonic()
+        self._silent_since: float | None = None
+        self._witness: Callable[[], object] | None = None
+
+    @property
+    def witness(self) -> Callable[[], object] | None:
+        """A request that succeeded before: if it does again, the store is not down."""
+        return self._witness
+
+    def answered(self, witness: Callable[[], object] | None = None) -> None:
+        """Note that the store answered.
+
+        Args:
+            witness: Sends a small request like the one that succeeded.
+        """
+        with self._lock:
+            self._last_answer = time.monotonic()
+            self._silent_since = None
+            self._witness = witness or self._witness
+
+    def failed(self) -> float:
+        """Note a failed try, and return the moment."""
+        with self._lock:
+            now = time.monotonic()
+            if self._silent_since is None:
+                self._silent_since = now
+            return now
+
+    def answered_since(self, moment: float) -> bool:
+        """Tell whether the store answered anybody after a moment."""
+        with self._lock:
+            return self._last_answer > moment
+
+    def silent_s(self) -> float:
+        """Seconds from the first failed try that no answer has followed. A store that nobody asks is not silent."""
+        with self._lock:
+            return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """How to go on with requests to one store.
+
+    Attributes:
+        store: What to call it.
+        health: Shared by all its requests.
+        max_attempts: Tries of one request while the store answers others.
+        outage_patience: Seconds to go on while it answers nobody. None: answer soon, whoever is at fault.
+    """
+
+    store: str
+    health: Health
+    max_attempts: int
+    outage_patience: float | None
+
+    def run(
+        self,
+        attempt: Callable[[], T],
+        uri: str,
+        *,
+        knock: Callable[[], object],
+        witness: Callable[[], object] | None = None,
+        stop: threading.Event | None = None,
+    ) -> T:
+        """Try until it works or it is no use.
+
+        Args:
+            attempt: Makes one try; it may be made any number of times.
+            uri: Of the object, for messages.
+            knock: Sends a small request that a store in working order answers, whatever it thinks of the object.
+            witness: Sends a small request that works if this one did; kept for requests to come.
+            stop: Set when nobody waits for the result any more.
+
+        Raises:
+            OutageError: If the store answers nobody for longer than its patience.
+            StoppedError: If `stop` is set between two tries.
+            StorageError: If the store refuses, or the object is at fault.
+        """
+        failures = _Failures(self, uri, knock, stop or _NEVER)
+        while True:
+            try:
+                result = attempt()
+            except REPLY_ERRORS as exc:
+                error = failures.add(exc)
+                if error is not None:
+                    raise error from exc
+            except LFMScanError:
+                self.health.answered()  # what we found wrong with it was in an answer
+                raise
+            else:
+                self.health.answered(witness)
+                return result
+
+
+class _Failures:
+    """The failed tries of one request."""
+
+    def __init__(self, persistence: Persistence, uri: str, knock: Callable[[], object], stop: threading.Event) -> None:
+        self._persistence = persistence
+        self._health = persistence.health
+        self._uri = uri
+        self._knock = knock
+        self._stop = stop
+        self._num_tries = 0
+        self._num_blamed = 0
+        self._since = time.monotonic()
+
+    def add(self, exc: Exception) -> LFMScanError | None:
+        """Wait as long as it is wise after a failed try, and return the error if another one is no use."""
+        fault = classify(exc)
+        if fault is Fault.FINAL:
+            if isinstance(exc, botocore.exceptions.ClientError):
+                self._health.answered()
+            return translate(exc, self._uri)
+        self._num_tries += 1
+        failed_at = self._health.failed()
+        patience = self._persistence.outage_patience
+        if patience is None and self._num_tries >= self._persistence.max_attempts:
+            return translate(exc, self._uri)
+        self._wait()
+        return None if patience is None else self._judge(exc, fault, failed_at, patience)
+
+    def _wait(self) -> None:
+        """Full jitter, up to 0.2, 0.4, ... 5 s."""
+        longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (self._num_tries - 1))
+        if self._stop.wait(random.uniform(0, longest_s)):  # noqa: S311
+            raise StoppedError
+
+    def _judge(self, exc: Exception, fault: Fault, failed_at: float, patience: float) -> LFMScanError | None:
+        if fault is Fault.AGAIN:
+            self._health.answered()
+        # A busy store speaks of its load, never of the object: that uses up time, but no tries.
+        if fault is not Fault.BUSY and self._store_answers(failed_at):
+            self._num_blamed += 1
+            if self._num_blamed >= self._persistence.max_attempts:
+                return translate(exc, self._uri)
+        if self._num_tries < self._persistence.max_attempts:
+            return None
+        if fault is Fault.BUSY and self._health.answered_since(failed_at):
+            return translate(exc, self._uri) if time.monotonic() - self._since >= patience else None
+        return self._outage(exc) if self._health.silent_s() >= patience else None
+
+    def _store_answers(self, failed_at: float) -> bool:
+        """Tell whether the store answered anybody after the failed try; if nobody asked, ask ourselves."""
+        if self._health.answered_since(failed_at):
+            return True
+        witness = self._health.witness
+        if self._num_tries < self._persistence.max_attempts or witness is None or not _is_answered(witness):
+            return False
+        self._health.answered()
+        return True
+
+    def _outage(self, exc: Exception) -> LFMScanError:
+        if self._health.witness is None and _is_answered(self._knock):
+            # Nothing was ever read here, so there is no better witness: one bad object must not stop the run for good.
+            return translate(exc, self._uri)
+        reason = str(exc).splitlines()[0]
+        return OutageError(
+            f"{self._persistence.store} has answered nobody for {self._health.silent_s():.0f} s, the last was "
+            f"{self._uri} ({reason}): nothing is lost, repeat the command to go on; --outage-patience waits longer"
+        )
+
+
+def _is_answered(request: Callable[[], object]) -> bool:
+    try:
+        request()
+    except REPLY_ERRORS as exc:
+        return isinstance(exc, botocore.exceptions.ClientError) and classify(exc) in (Fault.FINAL, Fault.AGAIN)
+    return True
