@@ -60,7 +60,7 @@ class Work:
     weights: bytes
     shape: PipelineShape
     batch_size: int | None
-    known: ray.ObjectRef | None
+    known: ray.ObjectRef[pa.Table] | None
     stop: StopFlag
 
 
@@ -132,7 +132,7 @@ def _decoder(preprocess: str, limits: ImageLimits) -> IsolatedDecoder:
 
 
 @functools.lru_cache(maxsize=1)
-def _known_scores(table: ray.ObjectRef) -> KnownScores:
+def _known_scores(table: ray.ObjectRef[pa.Table]) -> KnownScores:
     return KnownScores(ray.get(table))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 
@@ -59,7 +60,7 @@ class StopFlag:
     """Tells the tasks of a pipeline to take on no more shards. Costs each of them one call a shard."""
 
     def __init__(self) -> None:
-        self._actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Flag).remote()
+        self._actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Flag).remote()
 
     def set(self) -> None:
         """Raise the flag."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from lfm_scan.config import ScanConfig, absolute
 from lfm_scan.errors import FingerprintError, RunError
 from lfm_scan.imaging import get_policy
 from lfm_scan.model import Checkpoint
+from lfm_scan.options import InputConfig
 from lfm_scan.runs import rundir
 from lfm_scan.runs.earlier import EarlierRun, check_same_scores, failed_inputs, is_unchanged_since, schema_of
 from lfm_scan.runs.plan import Plan, read_plan, write_plan
@@ -195,8 +195,15 @@ def _fingerprint(config: ScanConfig, checkpoint: Checkpoint, preprocess: str) ->
         "max_image_pixels": config.limits.max_image_pixels,
         "min_side_px": config.limits.min_side_px,
         "score_truncated": config.limits.score_truncated,
-        "inputs": {**asdict(config.inputs), "reuse": None},
+        "inputs": _selection(config.inputs),
     }
+
+
+def _selection(config: InputConfig) -> dict[str, Any]:
+    """Return the settings that decide which inputs there are, as JSON values; defaults are left out."""
+    chosen = {name: value for name, value in asdict(config).items() if value != getattr(InputConfig(), name)}
+    chosen.pop("reuse", None)  # decides only where scores come from
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 
 def _check_fingerprint(existing: dict[str, Any], fingerprint: dict[str, Any], directory: RunDirectory) -> None:
@@ -206,7 +213,7 @@ def _check_fingerprint(existing: dict[str, Any], fingerprint: dict[str, Any], di
     differing = [
         f"{name} was {theirs.get(name)!r}, now {value!r}"
         for name, value in fingerprint.items()
-        if theirs.get(name) != json.loads(json.dumps(value))
+        if theirs.get(name) != value
     ]
     if differing:
         raise FingerprintError(
