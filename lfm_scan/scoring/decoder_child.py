@@ -13,6 +13,8 @@ Nothing here may import more than numpy and Pillow: it is paid at every start.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import faulthandler
 import json
 import mmap
@@ -24,6 +26,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Final
+
+import numpy as np
 
 # Pillow would load a plugin at the first file of its kind, inside that image's time and memory.
 from PIL import (
@@ -40,6 +44,7 @@ from PIL import (
 from lfm_scan.imaging import ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.scoring.prepare import Prepared, prepare_content
+from lfm_scan.status import Status
 
 LENGTH: Final = struct.Struct("<Q")
 READY: Final = b"R"
@@ -52,7 +57,7 @@ EXIT_OUT_OF_MEMORY: Final = 12
 
 _MAX_ERROR_CHARS: Final = 600  # in the longest encoding still well below FACTS_BYTES
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
-_NO_PIXELS: Final = bytes(PIXEL_BYTES)
+_NO_PIXELS: Final = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
 
 
 def main(setup: dict[str, Any]) -> None:
@@ -77,6 +82,12 @@ def main(setup: dict[str, Any]) -> None:
 
 
 def _prepare_all(requests: BinaryIO, policy: PreprocessPolicy, limits: ImageLimits) -> Iterator[Prepared]:
+    """Yield an outcome for each file.
+
+    Raises:
+        MemoryError: If decoding one took more than it may.
+    """
+    errno_of_c = _errno_of_c()
     while len(header := requests.read(LENGTH.size)) == LENGTH.size:
         (size_bytes,) = LENGTH.unpack(header)
         data = requests.read(size_bytes)
@@ -84,19 +95,30 @@ def _prepare_all(requests: BinaryIO, policy: PreprocessPolicy, limits: ImageLimi
             return
         signal.setitimer(signal.ITIMER_PROF, limits.max_decode_seconds)
         signal.setitimer(signal.ITIMER_REAL, WALL_PER_CPU_SECOND * limits.max_decode_seconds)
+        errno_of_c.value = 0
         prepared = prepare_content(data, policy, limits)
+        if prepared.status != Status.OK and errno_of_c.value == errno.ENOMEM:
+            raise MemoryError  # libwebp and libjpeg call it a broken file
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         del data
         yield prepared
 
 
+def _errno_of_c() -> ctypes.c_int:
+    """Return this thread's errno itself: a malloc that failed leaves ENOMEM there, and success clears nothing."""
+    location = ctypes.CDLL(None).__errno_location
+    location.restype = ctypes.POINTER(ctypes.c_int)
+    cell: ctypes.c_int = location().contents
+    return cell
+
+
 def _send(answers_fd: int, prepared: Prepared) -> None:
     error = None if prepared.error is None else prepared.error[:_MAX_ERROR_CHARS]
     facts = {"info": asdict(prepared.info), "status": prepared.status, "error": error}
     page = json.dumps(facts, ensure_ascii=False).encode().ljust(FACTS_BYTES)
-    pixels = _NO_PIXELS if prepared.pixels is None else prepared.pixels.tobytes()
-    frame = [memoryview(page), memoryview(pixels)]
+    pixels = _NO_PIXELS if prepared.pixels is None else np.ascontiguousarray(prepared.pixels)
+    frame = [memoryview(page), memoryview(pixels.data).cast("B")]
     while frame:
         sent = os.writev(answers_fd, frame)
         advance(frame, sent)

@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,7 @@ from lfm_scan.scoring.decoder_child import (
     EXIT_OUT_OF_MEMORY,
     FACTS_BYTES,
     LENGTH,
+    PIXEL_BYTES,
     READY,
     WALL_PER_CPU_SECOND,
     advance,
@@ -173,6 +175,7 @@ class IsolatedDecoder:
         pixels = np.empty((SIDE_PX, SIDE_PX, 3), np.uint8) if job.image.out is None else job.image.out
         while True:
             child = self._current_child()
+            is_new = child.num_answers == 0
             facts = child.receive(pixels)
             reason = ""
             if facts is not None:
@@ -184,7 +187,7 @@ class IsolatedDecoder:
                     self._failed_starts = 0
                     return prepared
             death = self._bury(child, reason)
-            if death is not None and (child.num_answers == 0 or death.status == Status.TIMEOUT):
+            if death is not None and (is_new or death.status == Status.TIMEOUT):
                 break
             self._resend(in_flight)
         wrote = f"; it wrote {child.last_words!r}" if child.last_words else ""
@@ -217,7 +220,10 @@ class IsolatedDecoder:
 
     def _current_child(self) -> _Child:
         if self._child is None:
-            self._child = _Child(self._policy_id, self._limits)
+            try:
+                self._child = _Child(self._policy_id, self._limits)
+            except OSError as exc:
+                raise RuntimeError(f"the decoder process cannot be started: {exc}") from exc
         return self._child
 
 
@@ -256,6 +262,7 @@ class _Child:
             # C libraries print. Here it harms nobody, and is at hand if they print why they abort.
             self._output_fd = os.memfd_create("decoder-output")
             until_started.callback(os.close, self._output_fd)
+            fcntl.fcntl(self._output_fd, fcntl.F_SETFL, os.O_APPEND)  # it is emptied after every image
             os.set_blocking(self._requests_fd, False)
             os.set_blocking(self._answers_fd, False)
             setup = {
@@ -273,7 +280,8 @@ class _Child:
                 pass_fds=(requests_fd, answers_fd),
                 start_new_session=True,  # Ctrl-C is for the parent; this one ends with its pipe
             )
-            self._close_fds = until_started.pop_all()
+            # Also for a decoder that nobody closed.
+            self._finish = weakref.finalize(self, _finish, self._process, until_started.pop_all())
 
     def send(self, data: bytes) -> None:
         """Send a file; of one that comes while another is being decoded, as much as the pipe takes."""
@@ -289,8 +297,10 @@ class _Child:
 
         All that was to send has been sent then: the child has the next file to work on.
         """
-        facts = bytearray(FACTS_BYTES)
-        if not self._exchange([memoryview(facts), memoryview(pixels.data).cast("B")]):
+        facts, view = bytearray(FACTS_BYTES), memoryview(pixels.data).cast("B")
+        if len(view) != PIXEL_BYTES:
+            raise ValueError(f"pixels go to an array of {PIXEL_BYTES:,} bytes, this one has {len(view):,}")
+        if not self._exchange([memoryview(facts), view]):
             return None
         self.num_answers += 1
         os.ftruncate(self._output_fd, 0)
@@ -309,9 +319,7 @@ class _Child:
 
     def kill(self) -> None:
         """End the child at once."""
-        self._process.kill()
-        self._process.wait()
-        self._close_fds.close()
+        self._finish()
 
     def _exchange(self, frame: list[memoryview]) -> bool:
         """Read the frame, and write all that is outgoing, both as it goes: neither side ever waits for the other.
@@ -354,6 +362,12 @@ class _Child:
                 advance(self._outgoing, os.writev(self._requests_fd, self._outgoing))
             except BrokenPipeError:
                 self._outgoing.clear()  # its end is seen on the other pipe, after the answers it still gave
+
+
+def _finish(process: subprocess.Popen[bytes], fds: contextlib.ExitStack) -> None:
+    process.kill()
+    process.wait()
+    fds.close()
 
 
 def _pipe() -> tuple[int, int]:
@@ -413,11 +427,9 @@ def _death(returncode: int, reason: str, limits: ImageLimits) -> ImageError:
         message = f"decoding it hung for {wall_s:g} s, {WALL_PER_CPU_SECOND} times --max-decode-seconds"
         return ImageError(Status.TIMEOUT, message)
     if returncode == -signal.SIGKILL:
-        message = (
-            "the decoder was killed by SIGKILL from outside, probably because the machine ran out of memory: run fewer"
-        )
-        remedy = f"decoders at a time, or allow each less than {limits.max_decode_bytes:,} bytes (--max-decode-bytes)"
-        return ImageError(Status.CRASHED, f"{message} {remedy}")
+        cause = "the decoder was killed by SIGKILL from outside, probably because the machine ran out of memory"
+        remedy = f"run fewer at a time, or allow each less than {limits.max_decode_bytes:,} bytes (--max-decode-bytes)"
+        return ImageError(Status.CRASHED, f"{cause}: {remedy}")
     cause = f"a fault in it, or it needs more than {limits.max_decode_bytes:,} bytes of memory (--max-decode-bytes)"
     return ImageError(Status.CRASHED, f"the decoder {_describe(returncode)}: {cause}")
 
