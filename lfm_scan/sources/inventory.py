@@ -113,9 +113,10 @@ def _read_manifest(store: Store, found: ObjectInfo) -> _Manifest:
 
 def _bucket(uri: str, manifest: Mapping[str, Any], name: str) -> str:
     """Return the bucket that a member of the manifest names, itself or by an ARN: arn:aws:s3:::bucket."""
-    bucket = str(manifest.get(name, "")).rpartition(":")[2]
+    value = manifest.get(name)
+    bucket = value.rpartition(":")[2] if isinstance(value, str) else ""
     if not _BUCKET.fullmatch(bucket):
-        raise SourceError(f"{uri}: {name} {manifest.get(name)!r:.100} is not a bucket")
+        raise SourceError(f"{uri}: {name} {value!r:.100} is not a bucket")
     return bucket
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time
 from typing import Any, BinaryIO, Final
 
@@ -77,13 +77,14 @@ def read_batches(
         ImageError: If what comes next is damaged.
         StorageError: If it cannot be read.
     """
-    with reading():
-        yield from file.iter_batches(
-            min(max_rows, _rows_a_batch(file.metadata, columns, groups)),
-            row_groups=list(groups),
-            columns=list(columns),
-            use_threads=False,
-        )
+    for group in groups:  # one by one: a batch across them would be lost as a whole to damage in the second
+        with reading():
+            yield from file.iter_batches(
+                min(max_rows, _rows_a_batch(file.metadata.row_group(group))),
+                row_groups=[group],
+                columns=list(columns),
+                use_threads=False,
+            )
 
 
 def values_of(array: pa.Array) -> list[Any]:
@@ -177,19 +178,12 @@ def _check_rows(metadata: pq.FileMetaData, size_bytes: int) -> None:
         raise ImageError(Status.CORRUPT, f"the Parquet file claims {metadata.num_rows:,} rows in {size_bytes:,} bytes")
 
 
-def _rows_a_batch(metadata: pq.FileMetaData, columns: Sequence[str], groups: Iterable[int]) -> int:
-    """Return how many rows are some `_BATCH_BYTES`, by what the footer says of the largest row group."""
-    starts = tuple(columns) + tuple(f"{name}." for name in columns)
-    most = 1
-    for group in map(metadata.row_group, groups):
-        chunks = [group.column(index) for index in range(group.num_columns)]
-        num_bytes = sum(
-            chunk.total_uncompressed_size
-            for chunk in chunks
-            if chunk.path_in_schema in starts or chunk.path_in_schema.startswith(starts[len(columns) :])
-        )
-        most = max(most, num_bytes // max(1, group.num_rows))
-    return max(1, _BATCH_BYTES // most)
+def _rows_a_batch(group: pq.RowGroupMetaData) -> int:
+    """Return how many rows are some `_BATCH_BYTES` of all columns, by what the footer says of their mean.
+
+    A column's own size is not asked for: pyarrow's accessor ends the process if the column's metadata are damaged.
+    """
+    return max(1, _BATCH_BYTES * int(group.num_rows) // max(1, int(group.total_byte_size)))
 
 
 def _json_of(scalar: pa.Scalar) -> str | None:

@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import itertools
-import json
 import random
 import tracemalloc
 from collections.abc import Iterator
@@ -290,15 +289,11 @@ def test_a_web_manifest_is_known_by_its_path_and_names_files_beside_it() -> None
     assert planned.uri == "https://example.org/lists/a.png"
 
 
-@pytest.mark.parametrize("name", ["m.csv", "m.csv.gz", "m.jsonl", "m.txt.gz"])
-def test_200_000_lines_are_streamed(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    with gzip.open(path, "wt") if name.endswith(".gz") else path.open("w") as file:
-        file.write("id,url\n" if "csv" in name else "")
-        for n in range(200_000):
-            uri = f"s3://bucket/{'x' * 200}/{n}.png"
-            file.write({"m.csv": f"{n},{uri}", "m.jsonl": json.dumps({"url": uri})}.get(name.removesuffix(".gz"), uri))
-            file.write("\n")
+def test_200_000_lines_are_streamed(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv.gz"
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.write("id,url\n")
+        file.writelines(f"{n},s3://bucket/{'x' * 200}/{n}.png\n" for n in range(200_000))
 
     tracemalloc.start()
     try:
@@ -311,21 +306,28 @@ def test_200_000_lines_are_streamed(tmp_path: Path, name: str) -> None:
     assert peak < 24 * 2**20  # of 45 MB; one request alone is 8 MiB
 
 
-def test_the_first_inputs_come_before_the_manifest_is_read_to_its_end(tmp_path: Path) -> None:
-    (tmp_path / "m.txt").write_bytes(b"/x.png\n" * 4_000_000)
+@pytest.mark.parametrize(
+    ("name", "head", "line"),
+    [("m.csv", b"url\n", b"/x.png\n"), ("m.jsonl", b"", b'{"url":"/x.png"}\n'), ("m.txt", b"", b"/x.png\n")],
+)
+def test_the_first_inputs_come_before_the_manifest_is_read_to_its_end(
+    tmp_path: Path, name: str, head: bytes, line: bytes
+) -> None:
+    (tmp_path / name).write_bytes(head + line * 4_000_000)
     num_bytes = 0
 
     class Counting(LocalStore):
-        def get_range(self, uri: str, start: int, size: int, etag: str | None = None, version_id: None = None) -> bytes:  # type: ignore[override]
+        def get_range(
+            self, uri: str, start: int, size: int, etag: str | None = None, version_id: str | None = None
+        ) -> bytes:
             nonlocal num_bytes
             num_bytes += size
-            return super().get_range(uri, start, size)
+            return super().get_range(uri, start, size, etag, version_id)
 
-    (found,) = LocalStore().list(f"{tmp_path}/m.txt")
-    assert found.size_bytes == 28_000_000
+    (found,) = LocalStore().list(f"{tmp_path}/{name}")
 
     assert len(list(itertools.islice(read_manifest(Counting(), found, InputConfig()), 1000))) == 1000
-    assert num_bytes <= 8 * 2**20
+    assert num_bytes <= 8 * 2**20 < (found.size_bytes or 0)
 
 
 @pytest.mark.parametrize("name", ["m.csv.gz", "m.jsonl.gz", "m.txt.gz"])
@@ -383,7 +385,7 @@ def test_random_bytes_never_raise_anything_but_a_source_error(tmp_path: Path) ->
     chance = random.Random(0)
     seeds = {name: data.encode() for name, data in FORMATS.items()}
     pieces = [b'"', b"\n", b"\r", b",", b"\t", b"\0", b"\xff", b"{", b"\\ud800", b"../", b"file://", b"#", b"[" * 2000]
-    outcomes = set()
+    outcomes: set[str | None] = set()
     for turn in range(1500):
         name = chance.choice(list(seeds))
         data = bytearray(seeds[name])
