@@ -320,10 +320,10 @@ def _parse_pax(body: bytes, start: int) -> dict[bytes, bytes]:
     position = 0
     while position < len(body) and body[position]:
         space = body.find(b" ", position, position + 8)
-        digits = body[position : max(space, position)]
+        digits = body[position : max(space, position)]  # at most 7: int() takes no thousands
         end = position + int(digits) if digits.isdigit() else 0
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
-        if not equals or end > len(body) or body[end - 1] != 0x0A:
+        if not position < space < end <= len(body) or not equals or body[end - 1] != 0x0A:
             raise _damaged(start, "an extended header is none")
         if key.startswith(_SPARSE):
             fields[_SPARSE] = b"1"

@@ -457,7 +457,10 @@ def test_data_after_a_single_block_of_zeros_are_not_passed_over_in_silence(path:
         (pax((b"size", b"9" * 5000)) + header(b"a.jpg", 0), Status.CORRUPT),
         (header(b"x", 9, b"x") + padded(b"3 a=b\n---") + header(b"a.jpg", 0), Status.CORRUPT),
         (header(b"x", 9, b"x") + padded(b"999 a=b\n-") + header(b"a.jpg", 0), Status.CORRUPT),
-        (header(b"x", 9, b"x") + padded(b"9" * 9) + header(b"a.jpg", 0), Status.CORRUPT),
+        (header(b"x", 6, b"x") + padded(b"0 a=b\n") + header(b"a.jpg", 0), Status.CORRUPT),
+        (header(b"x", 12, b"x") + padded(b"6 a=b\n0 a=b\n") + header(b"a.jpg", 0), Status.CORRUPT),
+        (header(b"x", 12, b"x") + padded(b"6 a=b\n1 a=b\n") + header(b"a.jpg", 0), Status.CORRUPT),
+        (header(b"x", 9000, b"x") + padded(b"9" * 9000) + header(b"a.jpg", 0), Status.CORRUPT),
         (header(b"L", 2**20 + 1, b"L") + bytes(2**21), Status.CORRUPT),
     ],
 )
