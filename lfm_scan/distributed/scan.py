@@ -31,6 +31,8 @@ _OUR_ERROR: Final = re.compile(r"^lfm_scan\.errors\.(\w+): (.*)$", re.MULTILINE)
 """The last line of a Python traceback that ends in one of our errors."""
 
 
+_ANY_ERROR: Final = re.compile(r"^\s*((?:\w+\.)*\w+(?:Error|Exception): .*)$", re.MULTILINE)
+
 _DRAIN_S: Final = 20.0
 """For which shards that are begun may go on after a request to stop: spot machines give 30 s in the worst case."""
 
@@ -197,6 +199,8 @@ def _translate(exc: ray.exceptions.RayError) -> LFMScanError:
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, LFMScanError) and not issubclass(kind, errors.ImageError):
             return kind(message)
-    lines = [line for line in str(exc).splitlines() if line.strip()]
-    reason = lines[-1].strip() if lines else type(exc).__name__
+    # Ray wraps what a worker raised in errors of its own; the first one named is the cause.
+    named = [text for text in _ANY_ERROR.findall(str(exc)) if not text.startswith("ray.exceptions.UserCode")]
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    reason = (named or lines[-1:] or [type(exc).__name__])[0]
     return RunError(f"Ray gave up: {reason}; what is done stays done, repeat the command to go on")

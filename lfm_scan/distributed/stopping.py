@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 
@@ -57,26 +57,27 @@ class GracefulStop:
 
 
 class StopFlag:
-    """Tells the tasks of a pipeline to take on no more shards. Costs each of them one call a shard."""
+    """Tells the tasks of a pipeline to take on no more shards.
+
+    Raised, it is a named actor; until then it is only the name, which costs no process and each shard one lookup.
+    """
 
     def __init__(self) -> None:
-        self._actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Flag).remote()
+        self._name = f"lfm-scan-stop-{uuid.uuid4().hex}"
+        self._actor: object = None
 
     def set(self) -> None:
-        """Raise the flag."""
-        self._actor.set.remote()
+        """Raise the flag. It comes down when this object goes."""
+        self._actor = ray.remote(num_cpus=0)(_Flag).options(name=self._name).remote()
 
     def is_set(self) -> bool:
         """Whether it is raised."""
-        return bool(ray.get(self._actor.is_set.remote()))
+        try:
+            ray.get_actor(self._name)
+        except ValueError:
+            return False
+        return True
 
 
 class _Flag:
-    def __init__(self) -> None:
-        self._is_set = False
-
-    def set(self) -> None:
-        self._is_set = True
-
-    def is_set(self) -> bool:
-        return self._is_set
+    """Is there. It need not even have started to be found by its name."""
