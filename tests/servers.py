@@ -273,6 +273,7 @@ class Request:
     method: str
     target: str
     headers: dict[str, str]
+    body: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -303,8 +304,9 @@ class ScriptedServer:
                     super().handle_one_request()
 
             def _serve(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                request = Request(self.command, self.path, {key.lower(): value for key, value in self.headers.items()})
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {key.lower(): value for key, value in self.headers.items()}
+                request = Request(self.command, self.path, headers, body)
                 with lock:
                     requests.append(request)
                     reply = answer(request)
@@ -315,7 +317,7 @@ class ScriptedServer:
                 if self.command != "HEAD":
                     self.wfile.write(reply.body)
 
-            do_GET = do_PUT = do_HEAD = _serve  # noqa: N815 - the names http.server looks for
+            do_GET = do_PUT = do_HEAD = do_POST = _serve  # noqa: N815 - the names http.server looks for
 
             def log_message(self, *_: object) -> None:
                 """Keep quiet."""

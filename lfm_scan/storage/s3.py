@@ -80,7 +80,9 @@ class S3Store:
             reply = ask(client.get_object, **params)
             with contextlib.closing(reply["Body"]) as body:
                 facts = _facts(uri, reply, version_id)
-                if etag is not None and facts.etag != etag:
+                if etag is not None and facts.etag is None:
+                    raise BrokenReplyError("its headers broke off: they lack the ETag")
+                if etag not in (None, facts.etag):
                     raise overwritten(uri)
                 _check_range(uri, reply, start, num_bytes)
                 return _read(body, num_bytes)
@@ -216,22 +218,25 @@ def _facts(uri: str, reply: dict[str, Any], version_id: str | None = None) -> Ob
     """Return what the headers say. Python's HTTP client takes headers that break off for complete ones."""
     if "ContentLength" not in reply:
         raise BrokenReplyError("its headers broke off")
-    # A store without versions ignores that one is asked for, and would give us other bytes.
-    if version_id not in (None, "null", reply.get("VersionId")):
-        raise StorageError(f"{uri}: version {version_id!r} was asked for, the store gave {reply.get('VersionId')!r}")
+    if version_id not in (None, "null"):
+        # A store without versions ignores that one is asked for, and would give us other bytes.
+        if "VersionId" not in reply:
+            raise BrokenReplyError(f"version {version_id!r} was asked for, its reply names none")
+        if reply["VersionId"] != version_id:
+            raise StorageError(f"{uri}: version {version_id!r} was asked for, the store gave {reply['VersionId']!r}")
     return ObjectInfo(uri, int(reply["ContentLength"]), _etag(reply), reply.get("LastModified"))
 
 
 def _check_range(uri: str, reply: dict[str, Any], start: int, num_bytes: int) -> None:
     """See that a reply has the stretch that was asked for, before its body is read."""
     size_bytes = int(reply["ContentLength"])
-    if "ContentRange" not in reply:
+    if reply["ResponseMetadata"]["HTTPStatusCode"] != 206:
         if (start, num_bytes) == (0, size_bytes):
             return
         raise StorageError(f"{uri}: the store does not serve parts of objects: it ignored the range that was asked for")
-    found = _CONTENT_RANGE.fullmatch(reply["ContentRange"])
+    found = _CONTENT_RANGE.fullmatch(reply.get("ContentRange", ""))
     if found is None or (int(found[1]), int(found[2])) != (start, start + size_bytes - 1):
-        raise BrokenReplyError(f"bytes {start:,} and on were asked for, its headers say {reply['ContentRange']!r}")
+        raise BrokenReplyError(f"bytes {start:,} and on were asked for, its headers say {reply.get('ContentRange')!r}")
     if size_bytes != num_bytes:
         raise ChangedError(f"{uri}: ends at {start + size_bytes:,}, its bytes up to {start + num_bytes:,} were listed")
 

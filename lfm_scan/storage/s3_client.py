@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import boto3
@@ -18,6 +19,7 @@ from botocore.credentials import (
     CredentialResolver,
     DeferredRefreshableCredentials,
 )
+from botocore.utils import parse_timestamp
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.options import StorageConfig
@@ -69,7 +71,7 @@ _lock = threading.Lock()
 
 @functools.lru_cache(maxsize=8)
 def _cached_client(config: StorageConfig, patient: bool) -> Client:
-    session = _session(config)
+    session = _session(config, botocore.session.Session())
     region = config.region or session.region_name or _DEFAULT_REGION
     if config.assume_role is not None:
         session = _in_role(session, config, region, patient=patient)
@@ -107,11 +109,21 @@ def _s3_client(session: Any, config: StorageConfig, region: str, *, patient: boo
         raise ConfigError(f"--endpoint-url {config.endpoint_url} or --region {region}: {exc}") from exc
 
 
-def _session(config: StorageConfig) -> Any:  # noqa: ANN401 - boto3 has no types
+def _session(config: StorageConfig, core: Any) -> Any:  # noqa: ANN401 - boto3 has no types
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_timestamp)
     try:
-        return boto3.session.Session(profile_name=config.profile)
+        return boto3.session.Session(botocore_session=core, profile_name=config.profile)
     except botocore.exceptions.ProfileNotFound as exc:
         raise ConfigError(f"--profile {config.profile}: the AWS configuration files have no such profile") from exc
+
+
+def _parse_timestamp(value: Any) -> datetime:  # noqa: ANN401
+    """Return a time in UTC. boto3's own parser takes more than half of the time that listing takes."""
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        moment = parse_timestamp(value)
+    return moment.astimezone(UTC)
 
 
 def _timeouts(config: StorageConfig, *, patient: bool) -> dict[str, float]:
@@ -145,6 +157,6 @@ def _in_role(session: Any, config: StorageConfig, region: str, *, patient: bool)
         def load(self) -> DeferredRefreshableCredentials:
             return credentials
 
-    role = botocore.session.Session(profile=config.profile)
+    role = botocore.session.Session()
     role.register_component("credential_provider", CredentialResolver([Provider()]))
-    return boto3.session.Session(botocore_session=role)
+    return _session(config, role)

@@ -1,8 +1,8 @@
 """How long to go on with a request that fails, and whom to blame in the end: its object, or the whole store.
 
 boto3 makes one try a request; all others are made here, so that nothing multiplies. A failed try counts against the
-object only if the store answered somebody else after it. A store that answers nobody is down: its objects are waited
-for, and nothing is held against them.
+object only if the store answers somebody else who asks after it. A store that answers nobody is down: its objects are
+waited for, and nothing is held against them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Health:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last_answer = time.monotonic()
+        self._last_answered = time.monotonic()
         self._silent_since: float | None = None
         self._witness: Callable[[], object] | None = None
 
@@ -44,14 +44,15 @@ class Health:
         """A request that succeeded before: if it does again, the store is not down."""
         return self._witness
 
-    def answered(self, witness: Callable[[], object] | None = None) -> None:
+    def answered(self, began: float, witness: Callable[[], object] | None = None) -> None:
         """Note that the store answered.
 
         Args:
+            began: When the request was sent. Its answer may be read late, and says nothing about later moments.
             witness: Sends a small request like the one that succeeded.
         """
         with self._lock:
-            self._last_answer = time.monotonic()
+            self._last_answered = max(self._last_answered, began)
             self._silent_since = None
             self._witness = witness or self._witness
 
@@ -64,9 +65,9 @@ class Health:
             return now
 
     def answered_since(self, moment: float) -> bool:
-        """Tell whether the store answered anybody after a moment."""
+        """Tell whether the store answered a request that was sent after a moment."""
         with self._lock:
-            return self._last_answer > moment
+            return self._last_answered > moment
 
     def silent_s(self) -> float:
         """Seconds from the first failed try that no answer has followed. A store that nobody asks is not silent."""
@@ -115,17 +116,18 @@ class Persistence:
         """
         failures = _Failures(self, uri, knock, stop or _NEVER)
         while True:
+            began = time.monotonic()
             try:
                 result = attempt()
             except REPLY_ERRORS as exc:
-                error = failures.add(exc)
+                error = failures.add(exc, began)
                 if error is not None:
                     raise error from exc
             except LFMScanError:
-                self.health.answered()  # what we found wrong with it was in an answer
+                self.health.answered(began)  # what we found wrong with it was in an answer
                 raise
             else:
-                self.health.answered(witness)
+                self.health.answered(began, witness)
                 return result
 
 
@@ -142,15 +144,17 @@ class _Failures:
         self._num_blamed = 0
         self._since = time.monotonic()
 
-    def add(self, exc: Exception) -> LFMScanError | None:
-        """Wait as long as it is wise after a failed try, and return the error if another one is no use."""
+    def add(self, exc: Exception, began: float) -> LFMScanError | None:
+        """Wait as long as it is wise after a try that failed, and return the error if another one is no use."""
         fault = classify(exc)
         if fault is Fault.FINAL:
             if isinstance(exc, botocore.exceptions.ClientError):
-                self._health.answered()
+                self._health.answered(began)
             return translate(exc, self._uri)
         self._num_tries += 1
         failed_at = self._health.failed()
+        if fault is Fault.AGAIN:
+            self._health.answered(began)
         patience = self._persistence.outage_patience
         if patience is None and self._num_tries >= self._persistence.max_attempts:
             return translate(exc, self._uri)
@@ -164,11 +168,11 @@ class _Failures:
             raise StoppedError
 
     def _judge(self, exc: Exception, fault: Fault, failed_at: float, patience: float) -> LFMScanError | None:
-        if fault is Fault.AGAIN:
-            self._health.answered()
         # A busy store speaks of its load, never of the object: that uses up time, but no tries.
-        if fault is not Fault.BUSY and self._store_answers(failed_at):
-            self._num_blamed += 1
+        if fault is not Fault.BUSY:
+            # In a row: at both ends of an outage one try may fail just before others are answered.
+            is_blamed = fault is Fault.AGAIN or self._store_answers(failed_at)
+            self._num_blamed = self._num_blamed + 1 if is_blamed else 0
             if self._num_blamed >= self._persistence.max_attempts:
                 return translate(exc, self._uri)
         if self._num_tries < self._persistence.max_attempts:
@@ -181,10 +185,10 @@ class _Failures:
         """Tell whether the store answered anybody after the failed try; if nobody asked, ask ourselves."""
         if self._health.answered_since(failed_at):
             return True
-        witness = self._health.witness
+        witness, began = self._health.witness, time.monotonic()
         if self._num_tries < self._persistence.max_attempts or witness is None or not _is_answered(witness):
             return False
-        self._health.answered()
+        self._health.answered(began)
         return True
 
     def _outage(self, exc: Exception) -> LFMScanError:
