@@ -18,7 +18,7 @@ class Status(StrEnum):
     TRUNCATED = "truncated"
     """Cannot be decoded because its end is missing."""
     TOO_LARGE = "too_large"
-    """More bytes or pixels than the limits allow."""
+    """More bytes or pixels than the limits allow, or more memory to decode it."""
     TOO_SMALL = "too_small"
     """Fewer pixels than the model or the preprocess policy needs."""
     MISSING = "missing"
@@ -38,6 +38,8 @@ class Unassessable(StrEnum):
 
     NOT_SCORED = "not_scored"
     """`status` is not ok: there is no score."""
+    TRUNCATED = "truncated"
+    """The end of the file is missing, and what is there was scored (--score-truncated)."""
     LOSSY = "lossy"
     """The file was saved by a lossy codec, and the checkpoint was only shown lossless files."""
     RESAMPLED = "resampled"

@@ -28,7 +28,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lfm_scan.errors import ImageError
+from lfm_scan.imaging.frames import count_frames
 from lfm_scan.imaging.info import DecodedImage, ImageInfo
+from lfm_scan.imaging.leniency import PILLOW
 from lfm_scan.imaging.lossy import estimate_jpeg_quality, is_lossy
 from lfm_scan.imaging.sniff import READABLE, is_cut_short, sniff
 from lfm_scan.options import ImageLimits
@@ -53,6 +55,8 @@ _DECODER_ERRORS: Final = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+# What Pillow says of compressed text that would fill the memory.
+_TEXT_BOMBS: Final = ("PngImagePlugin.MAX_TEXT_CHUNK", "Too much memory used in text chunks")
 
 
 def recognise(data: bytes, limits: ImageLimits) -> str:
@@ -77,6 +81,9 @@ def recognise(data: bytes, limits: ImageLimits) -> str:
 def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage:
     """Decode an image file.
 
+    A file whose end is missing is refused, or with `limits.score_truncated` decoded as far as it goes. A JPEG that was
+    cut and then given an end mark passes for a whole one: its decoder fills the rest with grey and does not tell.
+
     Args:
         data: The whole file.
         limits: Bounds, checked from the header before any pixel is decoded.
@@ -87,28 +94,47 @@ def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage
     """
     limits = limits or ImageLimits()
     fmt = recognise(data, limits)
+    try:
+        with PILLOW.strict():
+            return _decode(data, fmt, limits)
+    except ImageError as exc:
+        if exc.status != Status.TRUNCATED or not limits.score_truncated:
+            raise
+        as_a_whole = exc
+    try:
+        with PILLOW.lenient():
+            return replace(_decode(data, fmt, limits), truncated=True)
+    except ImageError:
+        raise as_a_whole from None
+
+
+def decode_image(image: Image.Image, limits: ImageLimits | None = None) -> DecodedImage:
+    """Turn an opened Pillow image into RGB under the same rules and limits.
+
+    Args:
+        image: Opened, not necessarily loaded. It is not closed, stays at its first frame, and if it is RGB already, it
+            is the one returned.
+        limits: Bounds, checked before its pixels are loaded.
+
+    Raises:
+        ImageError: As `decode_bytes`.
+    """
+    with PILLOW.strict():
+        return _decode_opened(image, limits or ImageLimits(), None)
+
+
+def _decode(data: bytes, fmt: str, limits: ImageLimits) -> DecodedImage:
     info = ImageInfo(format=fmt)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the row tells what matters
             with Image.open(io.BytesIO(data), formats=[fmt]) as image:
-                return decode_image(image, limits, data=data)
+                return _decode_opened(image, limits, data)
     except (UnidentifiedImageError, *_DECODER_ERRORS) as exc:
         raise _translate(exc, data, info, limits) from exc
 
 
-def decode_image(image: Image.Image, limits: ImageLimits | None = None, data: bytes | None = None) -> DecodedImage:
-    """Turn an opened Pillow image into RGB under the same rules and limits.
-
-    Args:
-        image: Opened, not necessarily loaded. It is not closed, and stays at its first frame.
-        limits: Bounds, checked before its pixels are loaded.
-        data: The file it was opened from, where there is one: WebP needs it to tell lossy from lossless.
-
-    Raises:
-        ImageError: As `decode_bytes`.
-    """
-    limits = limits or ImageLimits()
+def _decode_opened(image: Image.Image, limits: ImageLimits, data: bytes | None) -> DecodedImage:
     info = _header_info(image, data)
     _check_size(image, info, limits)
     try:
@@ -119,7 +145,7 @@ def decode_image(image: Image.Image, limits: ImageLimits | None = None, data: by
             info,
             lossy=is_lossy(image, data),
             exif_orientation=_exif_orientation(image),
-            num_frames=_num_frames(image),
+            num_frames=_num_frames(image, data),
         )
         rgb = _to_rgb(image, info)
     except _DECODER_ERRORS as exc:
@@ -151,9 +177,9 @@ def _exif_orientation(image: Image.Image) -> int | None:
     return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
-def _num_frames(image: Image.Image) -> int:
+def _num_frames(image: Image.Image, data: bytes | None) -> int:
     try:
-        return int(getattr(image, "n_frames", 1))
+        return count_frames(image, data)
     except _DECODER_ERRORS:
         return 1  # the first frame decoded; a broken later one does not matter to us
 
@@ -179,6 +205,9 @@ def _to_rgb(image: Image.Image, info: ImageInfo) -> Image.Image:
         return Image.fromarray(high, "L").convert("RGB")
     if image.mode not in _CONVERTED:
         raise ImageError(Status.UNSUPPORTED, f"colour mode {image.mode} has no defined 8-bit RGB form", info)
+    if image.mode == "RGB":
+        image.load()  # counting frames may have rewound it
+        return image
     if image.mode in {"P", "PA"}:
         # Straight to RGB would composite nothing but may warn of byte transparency; via RGBA it never does.
         image = image.convert("RGBA")
@@ -194,6 +223,10 @@ def _translate(exc: BaseException, data: bytes, info: ImageInfo, limits: ImageLi
             info,
         )
     reason = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
+    if any(bomb in reason for bomb in _TEXT_BOMBS):
+        return ImageError(
+            Status.TOO_LARGE, f"its text or colour profile is past the decoder's own bound ({reason})", info
+        )
     if isinstance(exc, UnidentifiedImageError):
         reason = "its header cannot be read"
     if is_cut_short(data, info.format or "") or "truncated" in reason.lower():

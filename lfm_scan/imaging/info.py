@@ -19,7 +19,7 @@ class ImageInfo:
         lossy: Whether the file, as far as it tells, was ever saved by a lossy codec.
         jpeg_quality: Estimated quality 1 to 100 on the IJG scale, for JPEG files.
         exif_orientation: 1 to 8.
-        num_frames: Frames or pages in the file.
+        num_frames: Frames or pages in the file, 65,535 if there are more.
     """
 
     format: str | None = None
@@ -39,7 +39,9 @@ class DecodedImage:
     Attributes:
         image: Mode RGB, 8 bits a channel, at its stored size and orientation.
         info: What the file says.
+        truncated: Whether the end of the file is missing, and with it a part of the image.
     """
 
     image: Image.Image
     info: ImageInfo
+    truncated: bool = False

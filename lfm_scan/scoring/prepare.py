@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,8 @@ from PIL import Image
 from lfm_scan.errors import AccessDeniedError, ImageError, NotFoundError, OversizeError, StorageError, UnreachableError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, decode_bytes, decode_image
 from lfm_scan.status import Status
+
+_SCORED_TRUNCATED: Final = "scored although the end of the file is missing (--score-truncated)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Prepared:
     Attributes:
         info: Facts of the file; a failed one may have few.
         status: ok, or why there are no pixels.
-        error: What is wrong, if status is not ok.
+        error: What is wrong, if status is not ok; of an ok one, that its end is missing.
         pixels: (256, 256, 3) uint8 RGB, or None.
         sha256: Of the file, or None if there is none.
         size_bytes: Of the file, or None.
@@ -32,6 +35,11 @@ class Prepared:
     pixels: np.ndarray | None
     sha256: str | None = None
     size_bytes: int | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether there are pixels although the end of the file is missing."""
+        return self.status == Status.OK and self.error is not None
 
     @classmethod
     def failed(cls, error: ImageError, sha256: str | None = None, size_bytes: int | None = None) -> Prepared:
@@ -64,7 +72,8 @@ def prepare_content(data: bytes, policy: PreprocessPolicy, limits: ImageLimits) 
     """
     try:
         decoded = decode_bytes(data, limits)
-        return Prepared(decoded.info, Status.OK, None, policy(decoded))
+        note = _SCORED_TRUNCATED if decoded.truncated else None
+        return Prepared(decoded.info, Status.OK, note, policy(decoded))
     except ImageError as exc:
         return Prepared.failed(exc)
 

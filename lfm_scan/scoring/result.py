@@ -16,7 +16,7 @@ class Verdict:
 
     Attributes:
         score: Sigmoid of the logit in [0, 1]; above 0.5 the model says generated. None if not scored.
-        assessable: Whether the image lies in the checkpoint's domain.
+        assessable: Whether the image lies in the checkpoint's domain, and is all there.
         unassessable_reason: Why not, else None.
         flagged: Whether to call it generated: its score passes the threshold, and means something.
     """
@@ -43,7 +43,7 @@ class ImageResult:
         exif_orientation: 1 to 8.
         num_frames: Frames or pages.
         status: What became of it.
-        error: What is wrong, if status is not ok.
+        error: What is wrong, if status is not ok; of an ok one, that its end is missing.
         logit: The model's raw output, positive means generated.
         score: Its sigmoid.
         assessable: Whether the score means something for this image.
@@ -92,6 +92,7 @@ def judge(
     domain: Domain,
     threshold: float,
     flag_unassessable: bool,
+    truncated: bool = False,
 ) -> Verdict:
     """Return what a logit amounts to.
 
@@ -102,11 +103,12 @@ def judge(
         domain: Where the checkpoint's score means something.
         threshold: Scores above it are flagged.
         flag_unassessable: Flag by score alone, even outside the domain.
+        truncated: Whether only a part of the image was there to score.
     """
     if logit is None:
         return Verdict(None, False, Unassessable.NOT_SCORED, False)
     score = sigmoid(logit)
-    reason = _outside(info, policy, domain)
+    reason = Unassessable.TRUNCATED if truncated else _outside(info, policy, domain)
     flagged = score > threshold and (reason is None or flag_unassessable)
     return Verdict(score, reason is None, reason, flagged)
 

@@ -121,6 +121,7 @@ class Scorer:
             domain=metadata.domain,
             threshold=self._threshold,
             flag_unassessable=self._flag_unassessable,
+            truncated=item.truncated,
         )
         return ImageResult(
             **asdict(item.info),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lfm_scan.errors import ImageError
 from lfm_scan.imaging import DecodedImage, ImageInfo, ImageLimits, decode_bytes, decode_image, get_policy
@@ -185,6 +187,23 @@ def test_of_an_animation_the_first_frame_counts(fmt: str) -> None:
     assert np.abs(pixels(decoded).astype(int) - np.asarray(scene())).mean() < 12
 
 
+@pytest.mark.parametrize("fmt", ["GIF", "WEBP", "AVIF"])
+def test_an_animation_decodes_as_its_first_frame_alone(fmt: str) -> None:
+    # Counting the frames of a GIF goes through them; the first is to be the one that stays.
+    data = animation(fmt)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(pixels(decode_bytes(data)), expected)
+
+
+def test_no_more_frames_are_counted_than_a_result_can_hold() -> None:
+    data = bytearray(animation("PNG"))
+    start = data.index(b"acTL")
+    struct.pack_into(">I", data, start + 4, 2**31)
+    struct.pack_into(">I", data, start + 12, zlib.crc32(data[start : start + 12]))
+    assert decode_bytes(bytes(data)).info.num_frames == 65_535
+
+
 def test_of_a_multi_picture_jpeg_the_first_picture_counts() -> None:
     decoded = decode_bytes(multi_picture_jpeg())
     assert (decoded.info.format, decoded.info.num_frames, decoded.image.size) == ("JPEG", 2, (256, 256))
@@ -201,6 +220,11 @@ def test_an_image_made_in_memory_has_no_file_to_tell_of() -> None:
     decoded = decode_image(scene())
     assert decoded.info == ImageInfo(mode="RGB", width=256, height=256, num_frames=1)
     np.testing.assert_array_equal(pixels(decoded), np.asarray(scene()))
+
+
+def test_an_rgb_image_is_not_copied() -> None:
+    image = scene()
+    assert decode_image(image).image is image
 
 
 def test_decoding_does_not_change_the_callers_image() -> None:
@@ -294,9 +318,74 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
         [sys.executable, "-c", _MEASURE, *map(str, paths)], capture_output=True, text=True, timeout=60, check=True
     )
     statuses, bombs_mib, control_mib = json.loads(done.stdout)
-    assert statuses == ["too_large", "too_large", "too_large", "corrupt"]
+    assert statuses == ["too_large"] * 4
     assert bombs_mib < 24
     assert control_mib > 60
+
+
+@pytest.mark.parametrize(("kind", "payload"), [(b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")])
+def test_a_png_whose_text_would_fill_the_memory_is_too_large(kind: bytes, payload: bytes) -> None:
+    rows = zlib.compress(bytes(257 * 256))
+    bomb = (kind, payload + zlib.compress(bytes(64 * 2**20), 9))
+    error = refused(png((256, 256, 8, 0), bomb, (b"IDAT", rows)))
+    assert error.status == Status.TOO_LARGE
+    assert error.message.startswith("its text or colour profile is past the decoder's own bound (Decompressed data too")
+    many = [(kind, payload + zlib.compress(bytes(1_000_000), 9))] * 70
+    if kind != b"iCCP":  # of profiles, the last counts
+        error = refused(png((256, 256, 8, 0), *many, (b"IDAT", rows)))
+        assert error.status == Status.TOO_LARGE
+        assert "Too much memory used in text chunks" in error.message
+
+
+# --- Files without their end ---
+
+
+@pytest.mark.parametrize(
+    ("fmt", "options"),
+    [
+        ("JPEG", {"quality": 90}),
+        ("PNG", {}),
+        ("GIF", {"interlace": 0}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("JPEG", {"progressive": 1}),
+    ],
+)
+def test_what_is_there_of_a_file_is_decoded_on_request(fmt: str, options: dict[str, int]) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+    whole = encode(noise, fmt, **options)
+    cut = without_end(whole, 0.7)
+    assert refused(cut).status == Status.TRUNCATED
+    decoded = decode_bytes(cut, ImageLimits(score_truncated=True))
+    expected = decode_bytes(whole, ImageLimits(score_truncated=True))
+    assert (decoded.truncated, expected.truncated) == (True, False)
+    assert decoded.info == expected.info
+    # A BMP is stored from the bottom, and a progressive JPEG loses detail everywhere.
+    kept = slice(96, 256) if fmt == "BMP" else slice(0, 160)
+    if not options.get("progressive"):
+        np.testing.assert_array_equal(pixels(decoded)[kept], pixels(expected)[kept])
+    assert (pixels(decoded) != pixels(expected)).any()
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("fmt", ["WEBP", "AVIF"])
+def test_where_a_decoder_needs_the_whole_file_it_stays_truncated(fmt: str) -> None:
+    cut = without_end(encode(scene(), fmt), 0.6)
+    error = refused(cut, ImageLimits(score_truncated=True))
+    assert (error.status, error.message) == (Status.TRUNCATED, refused(cut).message)
+
+
+def test_a_damaged_file_that_has_its_end_is_corrupt_even_where_truncated_ones_are_scored() -> None:
+    limits = ImageLimits(score_truncated=True)
+    assert refused(awkward_files()["bad-crc.png"].data, limits).status == Status.CORRUPT
+
+
+def test_a_jpeg_that_was_cut_and_ended_again_passes_for_a_whole_one() -> None:
+    # A limit to know of, not a wish: libjpeg fills in grey and only warns, and Pillow keeps the warning to itself.
+    whole = encode(scene(), "JPEG", quality=90)
+    decoded = decode_bytes(without_end(whole, 0.5) + b"\xff\xd9")
+    assert not decoded.truncated
+    assert (pixels(decoded)[-8:] == pixels(decoded)[-1, -1]).all()
 
 
 # --- Broken files ---

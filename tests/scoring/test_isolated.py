@@ -160,6 +160,15 @@ def test_every_awkward_file_is_prepared_as_in_process(policy: str) -> None:
     assert [facts_of(each) for each in found] == [in_process(data, policy, ImageLimits()) for data in files]
 
 
+def test_a_file_without_its_end_is_scored_as_in_process() -> None:
+    limits = ImageLimits(score_truncated=True)
+    files = [awkward_files()[name].data for name in ("cut-at-half.jpg", "cut-at-half.webp", "picture.bmp")]
+    with IsolatedDecoder("crop256", limits) as decoder:
+        found = prepare(decoder, *files)
+    assert [facts_of(each) for each in found] == [in_process(data, limits=limits) for data in files]
+    assert [each.truncated for each in found] == [True, False, False]
+
+
 def test_files_larger_than_any_pipe_pass_in_both_directions_at_once() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
     files = [encode(Image.fromarray(np.roll(noise, shift, axis=0)), "BMP") for shift in range(3)]

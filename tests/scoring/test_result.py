@@ -28,6 +28,7 @@ def verdict(
     *,
     threshold: float = 0.5,
     flag_unassessable: bool = False,
+    truncated: bool = False,
 ) -> Verdict:
     return judge(
         logit,
@@ -36,6 +37,7 @@ def verdict(
         domain=domain,
         threshold=threshold,
         flag_unassessable=flag_unassessable,
+        truncated=truncated,
     )
 
 
@@ -70,6 +72,15 @@ def test_an_unassessable_image_keeps_its_score_and_is_flagged_only_on_request() 
     assert verdict(3.0, JPEG_512) == Verdict(sigmoid(3.0), False, Unassessable.LOSSY, False)
     assert verdict(3.0, JPEG_512, flag_unassessable=True) == Verdict(sigmoid(3.0), False, Unassessable.LOSSY, True)
     assert not verdict(-3.0, JPEG_512, flag_unassessable=True).flagged
+
+
+@pytest.mark.parametrize("info", [PNG_512, JPEG_512])
+@pytest.mark.parametrize("domain", [STRICT, Domain(True, True)])
+def test_a_part_of_an_image_is_never_assessable_and_that_comes_before_all_else(info: ImageInfo, domain: Domain) -> None:
+    expected = Verdict(sigmoid(3.0), False, Unassessable.TRUNCATED, False)
+    assert verdict(3.0, info, "resize256", domain, truncated=True) == expected
+    assert verdict(3.0, info, domain=domain, truncated=True, flag_unassessable=True).flagged
+    assert verdict(None, info, truncated=True).unassessable_reason == Unassessable.NOT_SCORED
 
 
 @pytest.mark.parametrize(

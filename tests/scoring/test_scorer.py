@@ -163,6 +163,18 @@ def test_limits_are_the_users(tiny_weights: Path, noise_png: bytes, tmp_path: Pa
     assert by_pixels.score([noise(0)])[0].status == Status.TOO_LARGE
 
 
+def test_a_file_without_its_end_is_scored_on_request_and_says_so(tiny_weights: Path, scorer: Scorer) -> None:
+    whole = encode(noise(0), "PNG")
+    cut = whole[: len(whole) // 2]
+    lenient = Scorer(tiny_weights, device="cpu", threshold=0.0, limits=ImageLimits(score_truncated=True))
+    part, full = lenient.score([cut, whole])
+    assert (part.status, part.unassessable_reason, part.flagged) == (Status.OK, Unassessable.TRUNCATED, False)
+    assert part.error == "scored although the end of the file is missing (--score-truncated)"
+    assert logit_of(part) != logit_of(full)
+    assert (full.error, full.assessable) == (None, True)
+    assert scorer.score([cut])[0].status == Status.TRUNCATED
+
+
 def test_something_that_is_no_image_source_is_the_callers_mistake(scorer: Scorer) -> None:
     with pytest.raises(TypeError, match="cannot score a int: give bytes, a path, a binary file or a Pillow image"):
         scorer.score([7])  # type: ignore[list-item]
