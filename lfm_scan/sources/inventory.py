@@ -20,7 +20,7 @@ from lfm_scan.errors import ImageError, NotFoundError, OversizeError, SourceErro
 from lfm_scan.options import InputConfig
 from lfm_scan.sources.inputs import Input
 from lfm_scan.sources.lines import BadLine, decompressed, read_lines, read_records
-from lfm_scan.sources.parquetfile import open_parquet, read_batches, unique_names, values_of
+from lfm_scan.sources.parquetfile import open_parquet, unique_names, values_of
 from lfm_scan.status import Status
 from lfm_scan.storage import ObjectInfo, Store, open_object
 
@@ -183,14 +183,15 @@ def _parquet_rows(
     del manifest  # the file says itself what its columns are
     try:
         opened = open_parquet(data)
-        columns = {_plain(name): name for name in unique_names(opened.schema_arrow) if _plain(name) in _COLUMNS}
+        columns = {_plain(name): name for name in unique_names(opened.schema) if _plain(name) in _COLUMNS}
         _check_key(file, columns)
         number = 0
-        for batch in read_batches(opened, list(columns.values()), range(opened.metadata.num_row_groups)):
-            values = [values_of(batch.column(name)) for name in columns.values()]
-            for row in zip(*values, strict=True):
-                yield f"{file.uri}#row={number}", dict(zip(columns, row, strict=True))
-                number += 1
+        for group in range(len(opened.group_rows)):
+            for batch in opened.batches(list(columns.values()), group):
+                values = [values_of(batch.column(name)) for name in columns.values()]
+                for row in zip(*values, strict=True):
+                    yield f"{file.uri}#row={number}", dict(zip(columns, row, strict=True))
+                    number += 1
     except ImageError as exc:
         raise SourceError(f"{file.uri}: a data file of the inventory cannot be read: {exc.message}") from exc
 

@@ -1,4 +1,4 @@
-"""Parquet files that may be hostile: opened with bounded metadata, read in bounded batches, damage told from bugs.
+"""Parquet files that may be hostile: bounded metadata, bounded pages, bounded batches, and damage told from bugs.
 
 pyarrow would take Arrow types from a schema that a file brings along, among them extension types that this process has
 registered; one of Ray's unpickles its values. That schema is renamed in the footer before pyarrow sees it, so every
@@ -8,6 +8,7 @@ column has the type that Parquet itself gives it.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfm_scan.errors import ImageError, StorageError
+from lfm_scan.sources.pages import GuardedFile, PageTooLargeError, column_chunks
 from lfm_scan.status import Status
 
 _MAGIC: Final = b"PAR1"
@@ -29,15 +31,97 @@ _ARROW_SCHEMA: Final = b"ARROW:schema"
 _NO_SCHEMA: Final = b"arrow_schema"
 
 _BUFFER_BYTES: Final = 2**20
-_BATCH_BYTES: Final = 16 * 2**20
-_MAX_ROWS: Final = 4096
+_MAX_PAGE_BYTES: Final = 256 * 2**20
+"""Of a page unpacked; reading it takes up to three times as much. Writers aim at 1 MiB, some put 100 images in one."""
+_MAX_ROWS: Final = 128
 
 # What pyarrow raises on bytes it cannot read, found by fuzzing it; anything else is our bug.
-_DAMAGE: Final = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, KeyError)
+_DAMAGE: Final = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
 
 
-def open_parquet(file: BinaryIO) -> pq.ParquetFile:
-    """Open a Parquet file that may be hostile: bounded metadata, no types but Parquet's own, page checksums verified.
+class Parquet:
+    """An open Parquet file: Parquet's own types, nothing read but what is asked for.
+
+    Attributes:
+        schema: Of its columns.
+        num_rows: In all.
+        group_rows: Number of rows of each row group.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        footer = _footer(file)
+        with reading():
+            # A file that is all footer, so that pyarrow sees this one and no other.
+            metadata = pq.ParquetFile(pa.BufferReader(_MAGIC + footer + _tail_of(footer))).metadata
+            self._guard = GuardedFile(file, column_chunks(footer))
+            self._file = pq.ParquetFile(
+                self._guard,
+                metadata=metadata,
+                buffer_size=_BUFFER_BYTES,
+                pre_buffer=False,  # or it would hold all of a column chunk
+                page_checksum_verification=True,
+                arrow_extensions_enabled=False,
+            )
+            self.schema: pa.Schema = self._file.schema_arrow
+            self.schema.to_string(show_schema_metadata=False)  # decodes every name in it
+            self.num_rows = int(metadata.num_rows)
+            self.group_rows = [int(metadata.row_group(index).num_rows) for index in range(metadata.num_row_groups)]
+        self._check_rows(file.seek(0, io.SEEK_END))
+
+    def batches(self, columns: Sequence[str], group: int, max_rows: int = _MAX_ROWS) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a row group, fewer at a time the larger its pages are.
+
+        A value is no larger than a page, but each row may hold the same one: so rows times page are bounded.
+
+        Args:
+            columns: To read; a struct's member as struct.member.
+            group: Index of the row group.
+            max_rows: In a batch.
+
+        Raises:
+            ImageError: If what comes next is damaged, or too large.
+            StorageError: If it cannot be read.
+        """
+        num_done = 0
+        while True:
+            self._guard.max_page_bytes = _MAX_PAGE_BYTES // max_rows
+            try:
+                for batch in self._batches(columns, group, max_rows, num_done):
+                    yield batch
+                    num_done += batch.num_rows
+                return
+            except PageTooLargeError as exc:
+                if exc.num_bytes > _MAX_PAGE_BYTES:
+                    raise ImageError(
+                        Status.UNSUPPORTED,
+                        f"a page of the Parquet file has {exc.num_bytes:,} bytes, the limit is {_MAX_PAGE_BYTES:,}: "
+                        "write it with smaller pages",
+                    ) from exc
+                max_rows = _MAX_PAGE_BYTES // exc.num_bytes
+
+    def _batches(self, columns: Sequence[str], group: int, max_rows: int, num_done: int) -> Iterator[pa.RecordBatch]:
+        with reading():
+            for batch in self._file.iter_batches(
+                max_rows, row_groups=[group], columns=list(columns), use_threads=False
+            ):
+                if batch.num_rows > num_done:
+                    yield batch.slice(num_done)
+                num_done = max(0, num_done - batch.num_rows)
+
+    def _check_rows(self, size_bytes: int) -> None:
+        """Refuse numbers of rows that cannot be.
+
+        A run of equal values takes a few bytes however long it is, so a small file can claim any number of rows; a
+        table of images that has more rows than bytes is made to be planned for ever.
+        """
+        if min(self.group_rows, default=0) < 0 or sum(self.group_rows) != self.num_rows:
+            raise ImageError(Status.CORRUPT, "the Parquet file contradicts itself on how many rows it has")
+        if self.num_rows > size_bytes:
+            raise ImageError(Status.CORRUPT, f"the Parquet file claims {self.num_rows:,} rows in {size_bytes:,} bytes")
+
+
+def open_parquet(file: BinaryIO) -> Parquet:
+    """Open a Parquet file.
 
     Args:
         file: Can seek; read in stretches, not as a whole.
@@ -46,45 +130,7 @@ def open_parquet(file: BinaryIO) -> pq.ParquetFile:
         ImageError: If it is empty, truncated, corrupt or unsupported.
         StorageError: If it cannot be read.
     """
-    metadata_file = _footer(file)
-    with reading():
-        metadata = pq.ParquetFile(pa.BufferReader(metadata_file)).metadata
-        opened = pq.ParquetFile(
-            file,
-            metadata=metadata,
-            buffer_size=_BUFFER_BYTES,
-            pre_buffer=False,  # or it would hold all of a column chunk
-            page_checksum_verification=True,
-            arrow_extensions_enabled=False,
-        )
-        opened.schema_arrow.to_string(show_schema_metadata=False)  # decodes every name in it
-        _check_rows(metadata, _size_of(file))
-    return opened
-
-
-def read_batches(
-    file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int], max_rows: int = _MAX_ROWS
-) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of row groups, few at a time where they are large.
-
-    Args:
-        file: As `open_parquet` gives it.
-        columns: To read; a struct's member as struct.member.
-        groups: Indices of the row groups.
-        max_rows: In a batch.
-
-    Raises:
-        ImageError: If what comes next is damaged.
-        StorageError: If it cannot be read.
-    """
-    for group in groups:  # one by one: a batch across them would be lost as a whole to damage in the second
-        with reading():
-            yield from file.iter_batches(
-                min(max_rows, _rows_a_batch(file.metadata.row_group(group))),
-                row_groups=[group],
-                columns=list(columns),
-                use_threads=False,
-            )
+    return Parquet(file)
 
 
 def values_of(array: pa.Array) -> list[Any]:
@@ -122,18 +168,9 @@ def unique_names(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if schema.get_field_index(name) >= 0]
 
 
-def group_rows(metadata: pq.FileMetaData) -> Iterator[int]:
-    """Yield the number of rows of each row group, by the footer."""
-    return (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-
-
-def _size_of(file: BinaryIO) -> int:
-    return file.seek(0, 2)
-
-
 def _footer(file: BinaryIO) -> bytes:
-    """Return a Parquet file that is only the file's footer, without its Arrow schema."""
-    size_bytes = _size_of(file)
+    """Return a Parquet file's metadata, without its Arrow schema."""
+    size_bytes = file.seek(0, io.SEEK_END)
     if size_bytes == 0:
         raise ImageError(Status.EMPTY, "the file has no bytes")
     tail = _stretch(file, max(0, size_bytes - _FIRST_READ_BYTES), size_bytes)
@@ -157,33 +194,16 @@ def _footer(file: BinaryIO) -> bytes:
         )
     if num_bytes + _TAIL_BYTES > len(tail):
         tail = _stretch(file, start, size_bytes)
-    return _MAGIC + tail[-_TAIL_BYTES - num_bytes :].replace(_ARROW_SCHEMA, _NO_SCHEMA)
+    return tail[-_TAIL_BYTES - num_bytes : -_TAIL_BYTES].replace(_ARROW_SCHEMA, _NO_SCHEMA)
+
+
+def _tail_of(footer: bytes) -> bytes:
+    return len(footer).to_bytes(4, "little") + _MAGIC
 
 
 def _stretch(file: BinaryIO, start: int, end: int) -> bytes:
     file.seek(start)
     return file.read(end - start)
-
-
-def _check_rows(metadata: pq.FileMetaData, size_bytes: int) -> None:
-    """Refuse numbers of rows that cannot be.
-
-    A run of equal values takes a few bytes however long it is, so a small file can claim any number of rows; a table
-    of images that has more rows than bytes is made to be planned for ever.
-    """
-    num_rows = list(group_rows(metadata))
-    if min(num_rows, default=0) < 0 or sum(num_rows) != metadata.num_rows:
-        raise ImageError(Status.CORRUPT, "the Parquet file contradicts itself on how many rows it has")
-    if metadata.num_rows > size_bytes:
-        raise ImageError(Status.CORRUPT, f"the Parquet file claims {metadata.num_rows:,} rows in {size_bytes:,} bytes")
-
-
-def _rows_a_batch(group: pq.RowGroupMetaData) -> int:
-    """Return how many rows are some `_BATCH_BYTES` of all columns, by what the footer says of their mean.
-
-    A column's own size is not asked for: pyarrow's accessor ends the process if the column's metadata are damaged.
-    """
-    return max(1, _BATCH_BYTES * int(group.num_rows) // max(1, int(group.total_byte_size)))
 
 
 def _json_of(scalar: pa.Scalar) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import io
 import itertools
 import threading
 from collections import OrderedDict, deque
@@ -11,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lfm_scan.errors import ChangedError, ImageError, OutageError, OversizeError, SourceError, StorageError
 from lfm_scan.options import InputConfig
 from lfm_scan.scoring.prepare import image_error
 from lfm_scan.sources.inputs import Input, Kind
 from lfm_scan.sources.manifest import URI_COLUMNS, find_uri_column, folder_of, listed, named_input
-from lfm_scan.sources.parquetfile import group_rows, open_parquet, read_batches, reading, unique_names, values_of
+from lfm_scan.sources.parquetfile import Parquet, open_parquet, reading, unique_names, values_of
 from lfm_scan.status import Status
 from lfm_scan.storage import Fetched, ObjectInfo, Store, check_size, open_object
 
@@ -53,12 +53,12 @@ def read_table(store: Store, found: ObjectInfo, config: InputConfig) -> Iterator
     """
     try:
         file = open_parquet(open_object(store, found, chunk_bytes=_PLANNING_BYTES))
-        image = find_image_column(found.uri, file.schema_arrow, config)
-        types = _carried_types(found.uri, file.schema_arrow, config)
+        image = find_image_column(found.uri, file.schema, config)
+        types = _carried_types(found.uri, file.schema, config)
         if image is not None:
             yield from _image_rows(file, found, list(types))
         else:
-            yield from _uri_rows(file, found, _find_uri_column(found.uri, file.schema_arrow, config), list(types))
+            yield from _uri_rows(file, found, _find_uri_column(found.uri, file.schema, config), list(types))
     except OutageError:
         raise
     except StorageError as exc:
@@ -82,7 +82,7 @@ def carried_types(store: Store, found: ObjectInfo, config: InputConfig) -> dict[
         raise
     except (StorageError, ImageError):
         return {}
-    return _carried_types(found.uri, file.schema_arrow, config)
+    return _carried_types(found.uri, file.schema, config)
 
 
 def read_cells(
@@ -177,8 +177,8 @@ def _carried_types(uri: str, schema: pa.Schema, config: InputConfig) -> dict[str
     return types
 
 
-def _image_rows(file: pq.ParquetFile, found: ObjectInfo, carry: Sequence[str]) -> Iterator[Input]:
-    num_rows = file.metadata.num_rows
+def _image_rows(file: Parquet, found: ObjectInfo, carry: Sequence[str]) -> Iterator[Input]:
+    num_rows = file.num_rows
     carried = _carried_rows(file, carry) if carry else itertools.repeat({}, num_rows)
     row = 0
     for row, values in enumerate(itertools.islice(carried, num_rows), 1):
@@ -195,19 +195,20 @@ def _image_rows(file: pq.ParquetFile, found: ObjectInfo, carry: Sequence[str]) -
         raise ImageError(Status.CORRUPT, f"the Parquet file ends after {row:,} of {num_rows:,} rows")
 
 
-def _uri_rows(file: pq.ParquetFile, found: ObjectInfo, column: str, carry: Sequence[str]) -> Iterator[Input]:
+def _uri_rows(file: Parquet, found: ObjectInfo, column: str, carry: Sequence[str]) -> Iterator[Input]:
     folder = folder_of(found.uri)
     for row, values in enumerate(_carried_rows(file, [*carry, *({column} - set(carry))])):
         value = values[column] if column in carry else values.pop(column)
         yield named_input(value, folder, f"{found.uri}#row={row}", values)
 
 
-def _carried_rows(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for batch in read_batches(file, columns, range(file.metadata.num_row_groups)):
-        # By name and not by place: a dot in a name may have selected more columns than it should.
-        values = [values_of(batch.column(batch.schema.get_field_index(name))) for name in columns]
-        for row in zip(*values, strict=True):
-            yield dict(zip(columns, row, strict=True))
+def _carried_rows(file: Parquet, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for group in range(len(file.group_rows)):
+        for batch in file.batches(columns, group):
+            # By name and not by place: a dot in a name may have selected more columns than it should.
+            values = [values_of(batch.column(batch.schema.get_field_index(name))) for name in columns]
+            for row in zip(*values, strict=True):
+                yield dict(zip(columns, row, strict=True))
 
 
 def _unreadable(found: ObjectInfo, error: ImageError) -> Input:
@@ -233,7 +234,7 @@ class _Cells:
     """
 
     info: ObjectInfo
-    file: pq.ParquetFile
+    file: Parquet
     column: str
     starts: Sequence[int]
 
@@ -257,7 +258,7 @@ class _Cells:
 
     def _read(self, group: int, waiting: deque[Input], max_bytes: int) -> Iterator[Fetched | ImageError]:
         first = self.starts[group]
-        for batch in read_batches(self.file, self._leaves, [group], _MAX_CELLS):
+        for batch in self.file.batches(self._leaves, group, _MAX_CELLS):
             cells = batch.column(batch.schema.get_field_index(self.column))
             while waiting and (waiting[0].position or 0) < first + len(cells):
                 with reading():
@@ -288,7 +289,7 @@ class _Cells:
 
     @property
     def _leaves(self) -> list[str]:
-        kind = self.file.schema_arrow.field(self.column).type
+        kind = self.file.schema.field(self.column).type
         if not pa.types.is_struct(kind):
             return [self.column]
         return [f"{self.column}.{name}" for name in ("bytes", "path") if kind.get_field_index(name) >= 0]
@@ -307,10 +308,10 @@ def _outcomes(
 def _open_cells(store: Store, planned: Input, config: InputConfig) -> _Cells:
     info, file = _fetch(store, planned)
     opened = open_parquet(file)
-    column = find_image_column(info.uri, opened.schema_arrow, config)
+    column = find_image_column(info.uri, opened.schema, config)
     if column is None:
         raise ChangedError(f"{info.uri}: has no column of images any more: it changed since it was planned")
-    starts = [0, *itertools.accumulate(group_rows(opened.metadata))]
+    starts = [0, *itertools.accumulate(opened.group_rows)]
     return _Cells(info, opened, column, starts)
 
 
@@ -327,7 +328,7 @@ def _fetch(store: Store, planned: Input) -> tuple[ObjectInfo, BinaryIO]:
             return info, open_object(store, info)
         _check_unchanged(kept.info, planned)
         _kept.put(uri, kept)
-    return kept.info, pa.BufferReader(kept.data)
+    return kept.info, io.BytesIO(kept.data)
 
 
 def _check_unchanged(info: ObjectInfo, planned: Input) -> None:
