@@ -27,8 +27,8 @@ from lfm_scan.storage.s3_retry import Health, Persistence
 
 _DEFAULT_REGION: Final = "us-east-1"
 _ROLE_SESSION: Final = "lfm-scan"
-_QUICK_ATTEMPTS: Final = 2
-_QUICK_CONNECT_TIMEOUT_S: Final = 3.0
+_QUICK_ATTEMPTS: Final = 5
+_QUICK_CONNECT_TIMEOUT_S: Final = 2.0
 _QUICK_READ_TIMEOUT_S: Final = 5.0
 
 
