@@ -485,6 +485,17 @@ def test_gzip_data_with_a_wrong_checksum_give_their_members_and_a_warning_row(pa
     assert bytes_of(read(found[:1])) == [noise(3000)]
 
 
+def test_members_before_damage_in_gzip_data_are_kept(path: Path) -> None:
+    files = [(f"{number}.jpg", noise(10_000, number)) for number in range(6)]
+    packer = zlib.compressobj(wbits=31)
+    no_block = b"\x07"  # a deflate block of a type that there is not
+    packed = packer.compress(archive(*files)[: 6 * 10_752]) + packer.flush(zlib.Z_FULL_FLUSH) + no_block
+    found = index(path, packed + noise(1000))
+    assert names(found) == [*(f"{number}.jpg" for number in range(6)), " [corrupt]"]
+    assert "invalid block type" in str(found[6].error)
+    assert bytes_of(read(found[:6])) == [data for _, data in files]
+
+
 def test_gzip_data_may_come_in_several_members_and_be_padded(path: Path) -> None:
     data = archive(("a.jpg", noise(3000)), ("b.jpg", noise(3000, 1)))
     packed = b"".join(gzip.compress(data[start : start + 700]) for start in range(0, len(data), 700))
@@ -734,6 +745,10 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
         case 0:
             for _ in range(chance.choice((1, 5, 50))):
                 damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+            for _ in range(chance.choice((0, 40))):
+                position = chance.randrange(len(damaged))
+                if chr(damaged[position]).isdigit():
+                    damaged[position] = chance.choice(b"0129")
         case 1:  # with a right checksum, so that the damage gets past it
             start = 512 * chance.randrange(len(damaged) // 512)
             for _ in range(chance.choice((1, 3))):
