@@ -133,7 +133,7 @@ def test_a_client_has_the_timeouts_and_connections_of_its_configuration() -> Non
     assert (patient.config.connect_timeout, patient.config.read_timeout) == (4, 20)
     assert (patient.config.max_pool_connections, patient.region_name) == (7, "eu-north-1")
     quick = open_client(config, patient=False).boto.meta.config
-    assert (quick.connect_timeout, quick.read_timeout) == (3, 5)
+    assert (quick.connect_timeout, quick.read_timeout) == (2, 5)
 
 
 def test_one_client_serves_all_stores_of_a_configuration() -> None:
