@@ -1,0 +1,57 @@
+"""Trying again where no client library does it: after failures that may pass, and not for ever."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from lfm_scan.errors import StorageError
+
+T = TypeVar("T")
+
+QUICK_ATTEMPTS: Final = 2
+"""Tries of a store that is not to be patient."""
+
+_FIRST_WAIT_S: Final = 0.2
+_LONGEST_WAIT_S: Final = 5.0
+_LONGEST_ASKED_WAIT_S: Final = 30.0
+
+
+class PassingError(Exception):
+    """A try failed in a way that may pass.
+
+    Attributes:
+        error: To raise if no later try works.
+        asked_wait_s: Seconds after which the server asks to come back.
+    """
+
+    def __init__(self, error: StorageError, asked_wait_s: float = 0.0) -> None:
+        super().__init__(error, asked_wait_s)
+        self.error = error
+        self.asked_wait_s = asked_wait_s
+
+
+def keep_trying(attempt: Callable[[], T], max_attempts: int) -> T:
+    """Call until it works, fails for good, or has failed too often.
+
+    Between tries it waits: full jitter, up to 0.2, 0.4, ... 5 s, and as long as the server asks for, up to 30 s.
+
+    Args:
+        attempt: Makes one try; raises PassingError if another one may work.
+        max_attempts: At least 1.
+
+    Raises:
+        StorageError: As the last try says.
+    """
+    for tries_left in reversed(range(max_attempts)):
+        try:
+            return attempt()
+        except PassingError as exc:
+            if not tries_left:
+                raise exc.error from exc
+            longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (max_attempts - tries_left - 1))
+            asked_s = min(_LONGEST_ASKED_WAIT_S, exc.asked_wait_s)
+        time.sleep(asked_s + random.uniform(0, longest_s))  # noqa: S311
+    raise AssertionError("unreachable: the last try returns or raises")
