@@ -231,14 +231,16 @@ def _measure_status(endpoint_url: str, num_rows: int) -> dict[str, Any]:
 
 
 def _measure_results() -> dict[str, Any]:
-    """Return the bytes of a result row in a part and in a merged file, for rows that are as random as real ones."""
+    """Return the bytes of rows, as random as real ones, in a part, in a merged file, and in memory for --reuse."""
     from lfm_scan.runs.parquet import to_parquet
+    from lfm_scan.runs.reuse import index_scores
 
     merged = _sample_results(_NUM_SAMPLE_ROWS)
     return {
         "part_bytes": len(to_parquet(merged.slice(0, _SHARD_SIZE))),
         "part_rows": _SHARD_SIZE,
         "merged_bytes": len(to_parquet(merged)),
+        "reuse_bytes": index_scores(merged).nbytes,
         "merged_rows": _NUM_SAMPLE_ROWS,
     }
 
