@@ -44,7 +44,7 @@ def test_everything_below_the_distributed_layer_works_without_ray() -> None:
     [
         ("lfm_scan.model", "torch", {"pyarrow", "boto3", "PIL", "ray", "pandas"}),
         ("lfm_scan.imaging", "PIL", {"pyarrow", "boto3", "torch", "ray", "pandas"}),
-        ("lfm_scan.runs.shard", "PIL", {"torch", "ray", "pandas"}),  # decoding workers
+        ("lfm_scan.distributed.tasks", "ray", {"torch", "pandas"}),  # decoding workers
         ("lfm_scan.storage", "boto3", {"pyarrow", "torch", "PIL", "ray", "pandas"}),
     ],
 )

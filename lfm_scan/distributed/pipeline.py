@@ -8,7 +8,6 @@ only receipts of a few hundred bytes.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import pickle
 from collections import deque
@@ -23,13 +22,11 @@ import torch
 
 from lfm_scan.distributed.resources import PipelineShape
 from lfm_scan.distributed.stopping import StopFlag
+from lfm_scan.distributed.tasks import ToDo, commit, prepare
 from lfm_scan.model import load_checkpoint
-from lfm_scan.options import ImageLimits
-from lfm_scan.runs.plan import Plan, read_shard
-from lfm_scan.runs.reuse import KnownScores
-from lfm_scan.runs.shard import Receipt, ShardJob, commit_shard, finish_rows, pixels_of, prepare_shard
+from lfm_scan.runs.plan import Plan
+from lfm_scan.runs.shard import Receipt, ShardJob, finish_rows, pixels_of
 from lfm_scan.scoring.backend import TorchBackend
-from lfm_scan.scoring.isolated import IsolatedDecoder
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -90,25 +87,14 @@ def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
 
 
 def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
-    job, plan, shape, known, stop = work.job, work.plan, work.shape, work.known, work.stop
-
-    def prepare(block: pa.Table) -> pa.Table:
-        if stop.is_set():
-            return block.slice(0, 0)  # no rows: nothing to score, nothing to commit
-        shard = shards[block.column("id")[0].as_py()]
-        planned = read_shard(job.directory, plan, shard)
-        decoder = _decoder(job.preprocess, job.limits)
-        return prepare_shard(job, shard, planned, decoder, None if known is None else _known_scores(known))
-
-    def commit(block: pa.Table) -> pa.Table:
-        return pa.table({"receipt": [pickle.dumps(commit_shard(job, block))]})
-
+    job, shape = work.job, work.shape
+    to_do = ToDo(job, work.plan, shards, work.known, work.stop)
     pool = ray.data.ActorPoolStrategy(
         min_size=min(shape.min_actors, len(shards)), max_size=min(shape.max_actors, len(shards))
     )
     receipts = (
         ray.data.range(len(shards), override_num_blocks=len(shards))
-        .map_batches(prepare, batch_size=1, batch_format="pyarrow", num_cpus=shape.cpus_per_decode)
+        .map_batches(prepare, fn_args=(to_do,), batch_size=1, batch_format="pyarrow", num_cpus=shape.cpus_per_decode)
         .map_batches(
             ScoreShard,
             fn_constructor_args=(job, work.weights, shape.device, work.batch_size),
@@ -119,21 +105,17 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
             num_cpus=shape.cpus_per_actor,
             num_gpus=shape.gpus_per_actor,
         )
-        .map_batches(commit, batch_size=None, batch_format="pyarrow", zero_copy_batch=True, num_cpus=_COMMIT_CPUS)
+        .map_batches(
+            commit,
+            fn_args=(job,),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=_COMMIT_CPUS,
+        )
     )
     for row in receipts.iter_rows():
-        yield pickle.loads(row["receipt"])  # noqa: S301 - made by `commit` above, in this run
-
-
-@functools.lru_cache(maxsize=1)
-def _decoder(preprocess: str, limits: ImageLimits) -> IsolatedDecoder:
-    """Return this worker's decoder: its process outlives the task."""
-    return IsolatedDecoder(preprocess, limits)
-
-
-@functools.lru_cache(maxsize=1)
-def _known_scores(table: ray.ObjectRef[pa.Table]) -> KnownScores:
-    return KnownScores(ray.get(table))
+        yield pickle.loads(row["receipt"])  # noqa: S301 - made by `commit`, in this run
 
 
 def map_on_cluster(function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:

@@ -1,0 +1,67 @@
+"""What runs in Ray tasks: fetching and decoding before the score, committing after it.
+
+Imports no torch, so that a worker that only decodes starts fast and stays small.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+
+from lfm_scan.distributed.stopping import StopFlag
+from lfm_scan.options import ImageLimits
+from lfm_scan.runs.plan import Plan, read_shard
+from lfm_scan.runs.reuse import KnownScores
+from lfm_scan.runs.shard import ShardJob, commit_shard, prepare_shard
+from lfm_scan.scoring.isolated import IsolatedDecoder
+
+
+@dataclass(frozen=True)
+class ToDo:
+    """What there is to do, for any task.
+
+    Attributes:
+        job: The run's settings.
+        plan: Which inputs belong to which shard.
+        shards: To do; a task gets the position of one.
+        known: In Ray's object store, scores of an earlier run; or None.
+        stop: Tells not to begin another shard.
+    """
+
+    job: ShardJob
+    plan: Plan
+    shards: Sequence[int]
+    known: ray.ObjectRef[pa.Table] | None
+    stop: StopFlag
+
+
+def prepare(position: pa.Table, to_do: ToDo) -> pa.Table:
+    """Fetch and decode the shard at a position; no rows, and so nothing to score or commit, once it is time to stop."""
+    if to_do.stop.is_set():
+        return position.slice(0, 0)
+    job = to_do.job
+    shard = to_do.shards[position.column("id")[0].as_py()]
+    planned = read_shard(job.directory, to_do.plan, shard)
+    known = None if to_do.known is None else _known_scores(to_do.known)
+    return prepare_shard(job, shard, planned, _decoder(job.preprocess, job.limits), known)
+
+
+def commit(results: pa.Table, job: ShardJob) -> pa.Table:
+    """Store a shard's rows; return its receipt, pickled."""
+    return pa.table({"receipt": [pickle.dumps(commit_shard(job, results))]})
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(preprocess: str, limits: ImageLimits) -> IsolatedDecoder:
+    """Return this worker's decoder: its process outlives the task."""
+    return IsolatedDecoder(preprocess, limits)
+
+
+@functools.lru_cache(maxsize=1)
+def _known_scores(table: ray.ObjectRef[pa.Table]) -> KnownScores:
+    return KnownScores(ray.get(table))
