@@ -94,7 +94,13 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
     )
     receipts = (
         ray.data.range(len(shards), override_num_blocks=len(shards))
-        .map_batches(prepare, fn_args=(to_do,), batch_size=1, batch_format="pyarrow", num_cpus=shape.cpus_per_decode)
+        .map_batches(
+            prepare,  # type: ignore[arg-type]  # Ray's types know no further arguments
+            fn_args=(to_do,),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=shape.cpus_per_decode,
+        )
         .map_batches(
             ScoreShard,
             fn_constructor_args=(job, work.weights, shape.device, work.batch_size),
@@ -106,7 +112,7 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
             num_gpus=shape.gpus_per_actor,
         )
         .map_batches(
-            commit,
+            commit,  # type: ignore[arg-type]
             fn_args=(job,),
             batch_size=None,
             batch_format="pyarrow",

@@ -1,9 +1,9 @@
 """Decoding in a process of its own, where a crash, a hang or unbounded memory costs one image and nothing else.
 
-`IsolatedDecoder` keeps one child process (`decoder_child`) and sends it one file after the other, the next one while it
-still works on the last. The kernel bounds the child's time and memory. When it dies, the image it was at gets the blame
-and a new child takes the next; but only a death in a new child counts, because an earlier image may have damaged an old
-one, or somebody may have killed it. Timers are the image's own and count at once.
+`IsolatedDecoder` keeps one child process (`decoder_child`) and sends it one file after the other, the next ones while
+it still works on the first. The kernel bounds the child's time and memory. When it dies, the image it was at gets the
+blame and a new child takes the next; but only a death in a new child counts, because an earlier image may have damaged
+an old one, or somebody may have killed it. Timers are the image's own and count at once.
 
 What the child answers is not trusted: it has worked on hostile bytes.
 """
@@ -44,7 +44,11 @@ from lfm_scan.scoring.decoder_child import (
 from lfm_scan.scoring.prepare import Prepared
 from lfm_scan.status import Status
 
+_MAX_AHEAD: Final = 4
+"""Files handed over besides the one being decoded: on a busy machine the child need not wait until we get our turn."""
+_MAX_AHEAD_BYTES: Final = 32 * 2**20
 _PIPE_BYTES: Final = 2**20  # the most that an ordinary user may ask for
+_BUFFERS_PER_FILE: Final = 2  # its length and itself
 _START_ATTEMPTS: Final = 3
 _START_PAUSE_S: Final = 0.5
 _START_TIMEOUT_S: Final = 120
@@ -129,7 +133,7 @@ class IsolatedDecoder:
             self._child = None
 
     def prepare_all(self, images: Iterable[EncodedImage]) -> Iterator[Prepared]:
-        """Prepare files one after the other; the next is taken from `images` while the last is being decoded.
+        """Prepare files one after the other; the next few are taken from `images` while one is being decoded.
 
         Args:
             images: The files.
@@ -145,7 +149,7 @@ class IsolatedDecoder:
         try:
             for image in images:
                 waiting.append(self._begin(image))
-                if len(waiting) > 1:
+                while len(waiting) > _MAX_AHEAD or (len(waiting) > 1 and _size(waiting) > _MAX_AHEAD_BYTES):
                     yield self._finish(waiting)
             while waiting:
                 yield self._finish(waiting)
@@ -287,15 +291,14 @@ class _Child:
         """Send a file; of one that comes while another is being decoded, as much as the pipe takes."""
         self._outgoing += [memoryview(LENGTH.pack(len(data))), memoryview(data)]
         self._num_sent += 1
-        if self._num_sent - self.num_answers == 1:
-            self._exchange([])
-        else:
+        if self._num_sent - self.num_answers > 1:
             self._write()
+        self._exchange([])
 
     def receive(self, pixels: np.ndarray) -> bytearray | None:
         """Return the facts of the next answer, as JSON, and put its pixels there; None if the child ends before.
 
-        All that was to send has been sent then: the child has the next file to work on.
+        The child has all of the next file then, to work on.
         """
         facts, view = bytearray(FACTS_BYTES), memoryview(pixels.data).cast("B")
         if len(view) != PIXEL_BYTES:
@@ -322,15 +325,19 @@ class _Child:
         self._finish()
 
     def _exchange(self, frame: list[memoryview]) -> bool:
-        """Read the frame, and write all that is outgoing, both as it goes: neither side ever waits for the other.
+        """Read the frame and write what is outgoing, both as it goes, so that neither side waits for the other.
+
+        It ends when the frame is filled and the child has all of the file that it is to work on after that: until then
+        it writes nothing that it would have to wait for us to read. Files behind that one may stay outgoing.
 
         Returns:
             Whether the frame was filled before the child's end.
         """
+        num_behind = max(0, self._num_sent - self.num_answers - 1 - bool(frame))
         ready = bytearray(len(READY))
         if frame and not self.is_ready:
             frame.insert(0, memoryview(ready))
-        while frame or self._outgoing:
+        while frame or len(self._outgoing) > _BUFFERS_PER_FILE * num_behind:
             can_read, can_write = self._wait(bool(frame))
             if can_write:
                 self._write()
@@ -375,6 +382,10 @@ def _pipe() -> tuple[int, int]:
     with contextlib.suppress(OSError):  # a user may have only so many large pipes; a small one is slower
         fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return read_fd, write_fd
+
+
+def _size(jobs: Iterable[_Job]) -> int:
+    return sum(len(job.image.data) for job in jobs)
 
 
 def _sha256(image: EncodedImage) -> str:

@@ -202,7 +202,7 @@ def three_nodes(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clu
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     yield cluster
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def test_a_node_that_dies_costs_only_time(
@@ -211,7 +211,8 @@ def test_a_node_that_dies_costs_only_time(
     driver = target.start("--ray-address", three_nodes.address, endpoint_url=target.server.endpoint_url, output="run")
     _kill_at_parts(target, "run", driver, 4)
     assert target.num_parts("run") < _NUM_SHARDS
-    three_nodes.remove_node(three_nodes.list_all_nodes()[-1], allow_graceful=False)
+    victim = three_nodes.list_all_nodes()[-1]  # type: ignore[no-untyped-call]
+    three_nodes.remove_node(victim, allow_graceful=False)
     _, stderr = driver.communicate(timeout=250)
 
     assert driver.returncode == 0, stderr.decode()

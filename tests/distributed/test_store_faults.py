@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,21 +68,25 @@ def test_results_do_not_depend_on_the_stores_faults(
             copies.append(request)
         return None
 
+    faults: Counter[Fault | None] = Counter()
     for seed in range(5):
         with FaultProxy(s3_server.endpoint_url, seed, _FAULTS, on_request=look_for_copies) as proxy:
             disturbed = _through(proxy, config, f"seed-{seed}")
             lfm_scan.scan(disturbed)
-            journal, faults = proxy.journal, proxy.count()
+            journal = proxy.journal
+            faults += proxy.count()
 
         frame = lfm_scan.read_results(disturbed.output, storage=config.storage)
         pd.testing.assert_frame_equal(frame[SCORE_COLUMNS], undisturbed[SCORE_COLUMNS])
         assert frame["uri"].is_unique
         assert not copies
         assert not [record for record in journal if record.method in ("DELETE", "POST")]
-        assert faults[Fault.STATUS] >= 10
-        assert faults[Fault.BROKEN_BODY] >= 1
-        assert faults[Fault.RESET] >= 1
-        assert faults[Fault.LOST_REPLY] >= 1
+    # A tenth of what 5 x 90 reads and 5 x 15 writes should have met: enough to see that each was met.
+    assert faults[Fault.STATUS] >= 5
+    assert faults[Fault.BROKEN_BODY] >= 2
+    assert faults[Fault.RESET] >= 2
+    assert faults[Fault.STALL] >= 1
+    assert faults[Fault.LOST_REPLY] >= 2
 
 
 def test_a_store_that_is_down_for_a_while_costs_time_and_nothing_else(

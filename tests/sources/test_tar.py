@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 
-from lfm_scan.errors import AccessDeniedError, ChangedError, ImageError, OutageError, UnreachableError
+from lfm_scan.errors import AccessDeniedError, ChangedError, ImageError, OutageError, StorageError, UnreachableError
 from lfm_scan.options import StorageConfig
 from lfm_scan.sources import tar, tarstream
 from lfm_scan.sources.inputs import Input, Kind
@@ -277,6 +277,12 @@ def test_links_folders_devices_and_pipes_are_no_inputs(path: Path) -> None:
     found = index(path, archive(*others, ("real.jpg", b"data"), ("real/x", b"more"), mode="w:gz"))
     assert [(each.uri, each.position) for each in found] == [(f"{path}#real.jpg", 6), (f"{path}#real/x", 7)]
     assert bytes_of(read(found)) == [b"data", b"more"]
+
+
+def test_a_link_has_no_data_whatever_size_it_claims(path: Path) -> None:
+    found = index(path, header(b"link.jpg", 1000, b"2") + header(b"a.jpg", 4) + padded(b"data") + END)
+    assert names(found) == ["a.jpg"]
+    assert bytes_of(read(found)) == [b"data"]
 
 
 def test_a_name_is_a_label_and_never_a_path(path: Path) -> None:
@@ -629,6 +635,16 @@ def test_a_member_whose_bytes_stay_others_is_an_error(path: Path) -> None:
     assert store.stretches == [(512, 2536), *[(2048, 1000)] * 3]
 
 
+def test_a_stretch_that_cannot_be_read_is_tried_member_by_member(path: Path) -> None:
+    def answer(call: int, data: bytes) -> bytes:
+        if call in (1, 3):
+            raise StorageError("bad sector")
+        return data
+
+    found = index(path, archive(("a.jpg", b"a"), ("b.jpg", b"b"), ("c.jpg", b"c")))
+    assert bytes_of(read(found, Recording(answer))) == [b"a", "error", b"c"]
+
+
 def test_a_file_cut_short_since_it_was_planned_still_gives_its_first_members(path: Path) -> None:
     found = index(path, archive(("a.jpg", noise(1000)), ("b.jpg", noise(1000, 1))))
     path.write_bytes(path.read_bytes()[:2500])
@@ -648,7 +664,10 @@ def test_a_file_cut_short_since_it_was_planned_still_gives_its_first_members(pat
 )
 def test_what_the_store_refuses_gives_every_input_its_row(path: Path, mode: str, error: Exception, status: str) -> None:
     found = index(path, archive(("a.jpg", b"a"), ("b.jpg", b"b"), mode=mode))
-    assert bytes_of(read(found, Recording(refuse(error)))) == [status, status]
+    store = Recording(refuse(error))
+    assert bytes_of(read(found, store)) == [status, status]
+    # Only a file that is not what it was may still hold some of them: each is tried alone.
+    assert len(store.stretches) == (3 if mode == "w" and isinstance(error, ChangedError) else 1)
     refused = index_tar(Recording(refuse(error)), LocalStore().head(str(path)))
     assert [(each.uri, each.status) for each in refused] == [(str(path), status)]
 
@@ -704,6 +723,14 @@ def test_a_compressed_member_that_is_another_now_is_an_error_and_the_next_is_not
     found = index(path, archive(("a.jpg", b"same"), ("b.jpg", b"old"), ("c.jpg", b"1"), ("d.jpg", b"d"), mode="w:gz"))
     path.write_bytes(archive(("a.jpg", b"same"), ("b.jpg", b"new"), ("c.jpg", b"longer"), ("d.jpg", b"d"), mode="w:gz"))
     assert bytes_of(read(found)) == [b"same", "error", "error", b"d"]
+
+
+def test_a_compressed_member_that_has_grown_is_not_read_into_memory(path: Path) -> None:
+    found = index(path, archive(("a.jpg", b"small"), ("b.jpg", b"b"), mode="w:gz"))
+    path.write_bytes(archive(("a.jpg", bytes(2**26)), ("b.jpg", b"b"), mode="w:gz"))
+    outcomes: list[Fetched | ImageError] = []
+    assert peak_bytes(lambda: outcomes.extend(read(found))) < 2**24
+    assert bytes_of(outcomes) == ["error", b"b"]
 
 
 # --- Verification of the index itself ---
