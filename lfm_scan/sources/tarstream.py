@@ -320,11 +320,11 @@ def _parse_pax(body: bytes, start: int) -> dict[bytes, bytes]:
     position = 0
     while position < len(body) and body[position]:
         space = body.find(b" ", position, position + 8)
-        digits = body[position : max(space, position)]  # at most 7: int() takes no thousands
+        digits = body[position : max(space, position)]  # at most 7 digits: int() refuses thousands
         end = position + int(digits) if digits.isdigit() else 0
         key, equals, value = body[space + 1 : end - 1].partition(b"=")
         if not position < space < end <= len(body) or not equals or body[end - 1] != 0x0A:
-            raise _damaged(start, "an extended header is none")
+            raise _damaged(start, "an extended header cannot be taken apart")
         if key.startswith(_SPARSE):
             fields[_SPARSE] = b"1"
         if key in (b"path", b"size", _SPARSE_NAME):
