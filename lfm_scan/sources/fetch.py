@@ -9,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
 
-from lfm_scan.errors import ImageError, OutageError, StorageError
+from lfm_scan.errors import ConfigError, ImageError, OutageError, StorageError
 from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.scoring.prepare import image_error
 from lfm_scan.sources.inputs import Input, Kind
 from lfm_scan.sources.table import read_cells
 from lfm_scan.sources.tar import read_members, read_span, spans
+from lfm_scan.status import Status
 from lfm_scan.storage import Fetched, check_size, open_store
 
 _MAX_BYTES_IN_FLIGHT: Final = 256 * 2**20
@@ -94,6 +95,8 @@ class Fetcher:
             raise
         except StorageError as exc:
             return [image_error(exc)]
+        except ConfigError as exc:  # a line of a manifest may name any scheme
+            return [ImageError(Status.ERROR, str(exc))]
         return [replace(fetched, info=replace(fetched.info, uri=planned.uri))]
 
     def _fetch_span(self, unit: list[Input]) -> list[Outcome]:

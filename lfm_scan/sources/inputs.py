@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from lfm_scan.errors import SourceError
 from lfm_scan.status import Status
 from lfm_scan.storage import ObjectInfo
 
@@ -111,7 +112,7 @@ def to_table(inputs: Iterable[Input], schema: pa.Schema) -> pa.Table:
         schema: As `input_schema` gives it.
 
     Raises:
-        pa.ArrowException: If a carried value is not of its column's type.
+        SourceError: If a carried value is not of its column's type.
     """
     rows = list(inputs)
     columns = []
@@ -121,10 +122,20 @@ def to_table(inputs: Iterable[Input], schema: pa.Schema) -> pa.Table:
             values = [row.carried.get(name) for row in rows]
             if pa.types.is_string(column.type):  # sources may disagree on a type; then it is text
                 values = [value if value is None else str(value) for value in values]
-            columns.append(pa.array(values, type=column.type))
+            columns.append(_typed(values, name, column.type))
         else:
             columns.append(pa.array([getattr(row, column.name) for row in rows], type=column.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _typed(values: list[Any], name: str, kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, type=kind)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as exc:
+        raise SourceError(
+            f"--carry {name}: the first file has it as {kind}, another one has a value that is none ({exc}): scan the "
+            "files that differ in a run of their own"
+        ) from exc
 
 
 def from_table(table: pa.Table) -> list[Input]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final, Protocol, TypeVar
@@ -26,6 +29,8 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _INDEX_THREADS: Final = 8
+_CHUNK: Final = 10_000
+_CHUNKS_AHEAD: Final = 2
 
 
 class OrderedMap(Protocol):
@@ -50,6 +55,48 @@ def map_in_threads(function: Callable[[A], B], items: Iterable[A], /, num_thread
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def chain_in_threads(
+    function: Callable[[A], Iterator[B]], items: Iterable[A], num_threads: int = _INDEX_THREADS
+) -> Generator[B, None, None]:
+    """Yield what a function yields for each item, in order; the next few items are begun ahead, a few chunks each."""
+
+    def start(item: A) -> tuple[queue.Queue[list[B] | BaseException | None], threading.Event]:
+        chunks: queue.Queue[list[B] | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
+        over = threading.Event()
+
+        def put(chunk: list[B] | BaseException | None) -> None:
+            while not over.is_set():
+                with contextlib.suppress(queue.Full):
+                    chunks.put(chunk, timeout=0.1)
+                    return
+
+        def run() -> None:
+            try:
+                results = function(item)
+                while not over.is_set() and (chunk := list(itertools.islice(results, _CHUNK))):
+                    put(chunk)
+                put(None)
+            except BaseException as exc:  # noqa: BLE001 - raised where the results are taken
+                put(exc)
+
+        threading.Thread(target=run, name="index", daemon=True).start()
+        return chunks, over
+
+    remaining = iter(items)
+    begun = deque(start(item) for item in itertools.islice(remaining, num_threads))
+    try:
+        while begun:
+            while (chunk := begun[0][0].get()) is not None:
+                if isinstance(chunk, BaseException):
+                    raise chunk
+                yield from chunk
+            begun.popleft()
+            begun.extend(start(item) for item in itertools.islice(remaining, 1))
+    finally:
+        for _, over in begun:
+            over.set()
 
 
 def list_inputs(
@@ -140,12 +187,19 @@ def _contents(
     storage: StorageConfig,
     index_all: OrderedMap,
 ) -> Iterator[Input]:
-    if kind in (Container.ARCHIVE, Container.TABLE):
-        for inputs in index_all(functools.partial(_index, kind, config, storage), objects):
-            yield from inputs
-        return
-    for found in objects:  # may name a billion inputs: never held as a list
-        yield from read_container(kind, found, config, storage)
+    match kind:
+        case Container.ARCHIVE:
+            # Read to their ends, so best by many machines; and each yields no more than a list can hold.
+            for inputs in index_all(functools.partial(_index, kind, config, storage), objects):
+                yield from inputs
+        case Container.TABLE:
+            # Only their footers and small columns are read, but one of them may name a billion inputs.
+            yield from chain_in_threads(
+                functools.partial(read_container, kind, config=config, storage=storage), objects
+            )
+        case _:
+            for found in objects:
+                yield from read_container(kind, found, config, storage)
 
 
 def _index(kind: Container, config: InputConfig, storage: StorageConfig, found: ObjectInfo) -> list[Input]:

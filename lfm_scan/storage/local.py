@@ -121,6 +121,8 @@ def _opened(uri: str, version_id: str | None) -> Iterator[tuple[BinaryIO, os.sta
             yield file, facts
     except OSError as exc:
         raise _translate(exc, uri) from exc
+    except ValueError as exc:
+        raise NotFoundError(f"{uri!r}: not a path: {exc}") from exc
 
 
 def _link(temporary: str, path: str) -> bool:

@@ -5,6 +5,7 @@ import itertools
 import os
 import tarfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lfm_scan.errors import ConfigError, NotFoundError
+from lfm_scan.errors import ConfigError, NotFoundError, SourceError
 from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.sources.filters import make_filter
 from lfm_scan.sources.globs import expand_braces, glob_matcher
 from lfm_scan.sources.inputs import INPUT_SCHEMA, Input, Kind, from_table, input_schema, to_table
 from lfm_scan.sources.listing import check_sources
-from lfm_scan.sources.select import carried_types_of, list_inputs, map_in_threads
+from lfm_scan.sources.select import carried_types_of, chain_in_threads, list_inputs, map_in_threads
 from lfm_scan.status import Status
 from tests.servers import S3Server
 
@@ -252,3 +253,37 @@ def test_a_map_in_threads_keeps_order_and_stays_a_few_ahead() -> None:
 
     assert list(itertools.islice(results, 50)) == list(range(50))
     assert max(begun) <= 55
+
+
+def test_a_chain_in_threads_keeps_order_and_stops_when_left() -> None:
+    taken: list[tuple[int, int]] = []
+
+    def endless(item: int) -> Iterator[tuple[int, int]]:
+        for number in range(25_000) if item < 2 else itertools.count():
+            taken.append((item, number))
+            yield item, number
+
+    chain = chain_in_threads(endless, itertools.count(), num_threads=3)
+
+    assert list(itertools.islice(chain, 50_001)) == [(0, n) for n in range(25_000)] + [
+        (1, n) for n in range(25_000)
+    ] + [(2, 0)]
+    chain.close()
+    time.sleep(0.3)
+    num_taken = len(taken)
+    time.sleep(0.2)
+    assert len(taken) == num_taken
+    assert max(item for item, _ in taken) <= 4
+
+
+def test_a_chain_in_threads_passes_on_what_goes_wrong() -> None:
+    def breaking(item: int) -> Iterator[int]:
+        yield item
+        if item == 1:
+            raise SourceError("no use")
+
+    chain = chain_in_threads(breaking, range(5))
+
+    assert next(chain) == 0
+    with pytest.raises(SourceError, match="no use"):
+        next(chain)
