@@ -1,4 +1,4 @@
-"""FsspecStore in memory, on a file system that fails as told, and, where gcsfs is installed, on Google's API."""
+"""FsspecStore in memory, on a file system that fails as told, and, where their packages are, on the clouds' APIs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from tests import awkward
 from tests.servers import Reply, Request, ScriptedServer, free_port
 
 HAS_GCSFS = importlib.util.find_spec("gcsfs") is not None
+HAS_ADLFS = importlib.util.find_spec("adlfs") is not None
 HAS_EMULATOR = HAS_GCSFS and importlib.util.find_spec("gcp_storage_emulator") is not None
 
 
@@ -452,8 +453,9 @@ def test_googles_api_lists_reads_and_writes(google: Callable[[str], FsspecStore]
     with create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket"):
         store = google(f"http://127.0.0.1:{port}")
         assert store.creates_exclusively
-        contents = {key: data for key, data in awkward.awkward_bytes().items() if key == key.strip("/")}
-        contents |= {"a/b#123": b"no generation", "a.png": b"x", "empty": b""}
+        # The emulator takes a carriage return at the end of a body for part of the boundary.
+        contents = {key: data.rstrip(b"\r") for key, data in awkward.awkward_bytes().items() if key == key.strip("/")}
+        contents |= {"a": b"beside a/", "a/b#123": b"no generation", "a.png": b"x", "empty": b""}
         for key, data in contents.items():
             assert store.create(f"gs://bucket/in/{key}", data) == PutOutcome(True, None, len(data))
         found = list(store.list("gs://bucket/in"))
@@ -495,3 +497,39 @@ def test_googles_api_is_asked_to_create_only_what_is_not_there(google: Callable[
         puts = [request.target for request in server.requests if request.method == "POST"]
     assert len(puts) == 2
     assert all("ifGenerationMatch=0" in target for target in puts)
+
+
+# --- Azure Blob Storage ---
+
+
+@pytest.mark.skipif(not HAS_ADLFS, reason="needs adlfs")
+def test_azures_api_is_asked_to_create_only_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = b"other"
+    facts = {
+        "ETag": '"v1"',
+        "Last-Modified": "Sat, 21 Nov 2026 05:00:00 GMT",
+        "Content-MD5": base64.b64encode(hashlib.md5(stored).digest()).decode(),
+        "x-ms-blob-type": "BlockBlob",
+    }
+
+    def answer(request: Request) -> Reply:
+        if request.method == "PUT":
+            return Reply(409, headers={"x-ms-error-code": "BlobAlreadyExists"})
+        if request.method == "HEAD":
+            return Reply(200, stored, facts)
+        return Reply(206, stored, {**facts, "Content-Range": "bytes 0-4/5"})
+
+    other._cached_filesystem.cache_clear()
+    with ScriptedServer(answer) as server:
+        account = f"AccountName=account;AccountKey=a2V5;BlobEndpoint={server.endpoint_url}/account;"
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"DefaultEndpointsProtocol=http;{account}")
+        store = FsspecStore("az://container", StorageConfig())
+        assert store.creates_exclusively
+        assert store.create("az://container/run/a", b"mine!") == PutOutcome(False, "v1", 5)
+        assert store.create("az://container/run/a", b"other") == PutOutcome(True, "v1", 5)
+        assert store.get("az://container/run/a").data == b"other"
+        found = store.head("az://container/run/a")
+        assert (found.size_bytes, found.etag, found.last_modified) == (5, "v1", datetime(2026, 11, 21, 5, tzinfo=UTC))
+        puts = [request for request in server.requests if request.method == "PUT"]
+    other._cached_filesystem.cache_clear()
+    assert [request.headers.get("if-none-match") for request in puts] == ["*", "*"]
