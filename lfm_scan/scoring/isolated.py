@@ -295,7 +295,7 @@ class _Child:
             self._write()
         self._exchange([])
 
-    def receive(self, pixels: np.ndarray) -> bytearray | None:
+    def receive(self, pixels: np.ndarray) -> bytes | None:
         """Return the facts of the next answer, as JSON, and put its pixels there; None if the child ends before.
 
         The child has all of the next file then, to work on.
@@ -307,7 +307,7 @@ class _Child:
             return None
         self.num_answers += 1
         os.ftruncate(self._output_fd, 0)
-        return facts
+        return bytes(facts).rstrip()
 
     def end(self, *, at_once: bool) -> int:
         """Wait for a child that has closed its pipe, or kill one; return the exit status as subprocess has it."""
@@ -392,7 +392,7 @@ def _sha256(image: EncodedImage) -> str:
     return image.sha256 or hashlib.sha256(image.data).hexdigest()
 
 
-def _parse(facts: bytearray, pixels: np.ndarray) -> Prepared:
+def _parse(facts: bytes, pixels: np.ndarray) -> Prepared:
     """Return what a child answered.
 
     Raises:

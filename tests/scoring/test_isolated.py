@@ -171,7 +171,7 @@ def test_a_file_without_its_end_is_scored_as_in_process() -> None:
 
 def test_files_larger_than_any_pipe_pass_in_both_directions_at_once() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
-    files = [encode(Image.fromarray(np.roll(noise, shift, axis=0)), "BMP") for shift in range(3)]
+    files = [encode(Image.fromarray(np.roll(noise, shift, axis=0)), "BMP") for shift in range(7)]
     assert len(files[0]) > 8 * 2**20
     with IsolatedDecoder("crop256", _LIMITS) as decoder:
         assert [facts_of(each) for each in prepare(decoder, *files)] == [in_process(data) for data in files]
@@ -179,7 +179,7 @@ def test_files_larger_than_any_pipe_pass_in_both_directions_at_once() -> None:
 
 def test_pipes_smaller_than_an_answer_do_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "_PIPE_BYTES", 4096)
-    files = [marked("", seed) for seed in range(4)]
+    files = [marked("", seed) for seed in range(8)]
     with IsolatedDecoder("crop256", _LIMITS) as decoder:
         assert [facts_of(each) for each in prepare(decoder, *files)] == [in_process(data) for data in files]
 
@@ -386,9 +386,8 @@ def test_an_image_that_needs_more_memory_than_allowed_is_too_large_in_every_form
     ],
 )
 def test_an_answer_that_no_honest_decoder_gives_is_refused(facts: bytes | str) -> None:
-    page = bytearray(facts.encode() if isinstance(facts, str) else facts)
     with pytest.raises((ValueError, RecursionError)):
-        isolated._parse(page, np.zeros((256, 256, 3), np.uint8))
+        isolated._parse(facts.encode() if isinstance(facts, str) else facts, np.zeros((256, 256, 3), np.uint8))
 
 
 # --- The process ---
