@@ -1,6 +1,6 @@
 """The Ray Data pipeline: shard numbers in, receipts out.
 
-    range -> fetch+decode (tasks, any CPU) -> score (actor pool) -> commit (tasks) -> receipts to the driver
+    shard -> fetch+decode (tasks, any CPU) -> score (actor pool) -> commit (tasks) -> receipts to the driver
 
 One block is one shard from end to end, so a task that dies costs its shard, and a commit is one put. The driver sees
 only receipts of a few hundred bytes.
@@ -31,8 +31,8 @@ from lfm_scan.scoring.backend import TorchBackend
 A = TypeVar("A")
 B = TypeVar("B")
 
-_SHARDS_PER_WAVE: Final = 20_000
-"""Shards one Ray Data execution takes on: ten million images. The driver's memory is bounded by it."""
+_SHARDS_PER_WAVE: Final = 5_000
+"""Shards one Ray Data execution takes on: 2.5 million images. Bounds the driver's memory and the time to a first score."""
 
 _COMMIT_CPUS: Final = 0.01
 """Committing waits for the store; it must never wait for a CPU that decoding holds."""
@@ -88,12 +88,13 @@ def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
 
 def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
     job, shape = work.job, work.shape
-    to_do = ToDo(job, work.plan, shards, work.known, work.stop)
+    to_do = ToDo(job, work.plan, work.known, work.stop)
     pool = ray.data.ActorPoolStrategy(
         min_size=min(shape.min_actors, len(shards)), max_size=min(shape.max_actors, len(shards))
     )
     receipts = (
-        ray.data.range(len(shards), override_num_blocks=len(shards))
+        # Not `range`: its read tasks claim a whole CPU each, which actors on all cores never leave.
+        ray.data.from_items(list(shards), override_num_blocks=len(shards))
         .map_batches(
             prepare,  # type: ignore[arg-type]  # Ray's types know no further arguments
             fn_args=(to_do,),

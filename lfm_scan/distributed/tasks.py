@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -28,24 +27,22 @@ class ToDo:
     Attributes:
         job: The run's settings.
         plan: Which inputs belong to which shard.
-        shards: To do; a task gets the position of one.
         known: In Ray's object store, scores of an earlier run; or None.
         stop: Tells not to begin another shard.
     """
 
     job: ShardJob
     plan: Plan
-    shards: Sequence[int]
     known: ray.ObjectRef[pa.Table] | None
     stop: StopFlag
 
 
-def prepare(position: pa.Table, to_do: ToDo) -> pa.Table:
-    """Fetch and decode the shard at a position; no rows, and so nothing to score or commit, once it is time to stop."""
+def prepare(item: pa.Table, to_do: ToDo) -> pa.Table:
+    """Fetch and decode the shard that an item names; once it is time to stop, return no rows, and so no more work."""
     if to_do.stop.is_set():
-        return position.slice(0, 0)
+        return item.slice(0, 0)
     job = to_do.job
-    shard = to_do.shards[position.column("id")[0].as_py()]
+    shard = item.column("item")[0].as_py()
     planned = read_shard(job.directory, to_do.plan, shard)
     known = None if to_do.known is None else _known_scores(to_do.known)
     return prepare_shard(job, shard, planned, _decoder(job.preprocess, job.limits), known)
