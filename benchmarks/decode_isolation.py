@@ -2,8 +2,9 @@
 
     python benchmarks/decode_isolation.py [--rounds 9] [FOLDER ...]
 
-Both sides hash, decode and preprocess the same files, in rounds by turns; medians count. "wall" uses what a second core
-gives: hashing and handing over while the other decodes. "cpu" is what matters where every core is busy anyway.
+Both sides hash, decode and preprocess the same files into rows of an array, in rounds by turns; medians count, and the
+child has started before. "wall" uses what a second core gives: hashing and handing over while the other decodes. "cpu"
+is what matters where every core is busy anyway.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import PIL
 
 from lfm_scan.imaging import ImageLimits, get_policy
+from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.scoring.isolated import EncodedImage, IsolatedDecoder
 from lfm_scan.scoring.prepare import prepare_bytes
 from lfm_scan.status import Status
@@ -51,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     results = [_measure(kind, options.folders, options.rounds) for kind in _SUFFIXES]
     report = {
-        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "kernel": platform.release()},
+        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "kernel": ".".join(platform.release().split(".")[:2])},
         "versions": {"python": platform.python_version(), "pillow": PIL.__version__, "numpy": np.__version__},
         "configuration": {"policy": _POLICY, "rounds": options.rounds, "max_files": _MAX_FILES},
         "results": results,
@@ -63,16 +65,19 @@ def main() -> None:
 def _measure(kind: str, folders: list[Path], rounds: int) -> dict[str, Any]:
     files = _files(kind, folders)
     policy, limits = get_policy(_POLICY), ImageLimits()
+    rows = np.zeros((len(files), SIDE_PX, SIDE_PX, 3), np.uint8)
 
     def in_process() -> None:
-        for data in files:
-            prepare_bytes(data, policy, limits)
+        for data, row in zip(files, rows, strict=True):
+            pixels = prepare_bytes(data, policy, limits).pixels
+            assert pixels is not None  # noqa: S101
+            row[...] = pixels
 
     with IsolatedDecoder(_POLICY, limits) as decoder:
 
         def isolated() -> None:
-            for _ in decoder.prepare_all(EncodedImage("", data) for data in files):
-                pass
+            images = (EncodedImage("", data, out=row) for data, row in zip(files, rows, strict=True))
+            assert all(prepared.status == Status.OK for prepared in decoder.prepare_all(images))  # noqa: S101
 
         in_process()
         isolated()  # its child has started

@@ -23,7 +23,6 @@ import resource
 import signal
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -41,7 +40,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from lfm_scan.imaging import ImageLimits, PreprocessPolicy, get_policy
+from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.scoring.prepare import Prepared, prepare_content
 from lfm_scan.status import Status
@@ -55,6 +54,7 @@ WALL_PER_CPU_SECOND: Final = 4
 EXIT_OUT_OF_MEMORY: Final = 12
 """Exit status for a MemoryError: telling it any other way would take memory."""
 
+_INFO_FIELDS: Final = tuple(ImageInfo.__dataclass_fields__)
 _MAX_ERROR_CHARS: Final = 600  # in the longest encoding still well below FACTS_BYTES
 _MAX_OUTPUT_BYTES: Final = 64 * 1024
 _NO_PIXELS: Final = np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8)
@@ -115,7 +115,8 @@ def _errno_of_c() -> ctypes.c_int:
 
 def _send(answers_fd: int, prepared: Prepared) -> None:
     error = None if prepared.error is None else prepared.error[:_MAX_ERROR_CHARS]
-    facts = {"info": asdict(prepared.info), "status": prepared.status, "error": error}
+    info = {name: getattr(prepared.info, name) for name in _INFO_FIELDS}  # asdict takes five times as long
+    facts = {"info": info, "status": prepared.status, "error": error}
     page = json.dumps(facts, ensure_ascii=False).encode().ljust(FACTS_BYTES)
     pixels = _NO_PIXELS if prepared.pixels is None else np.ascontiguousarray(prepared.pixels)
     frame = [memoryview(page), memoryview(pixels.data).cast("B")]

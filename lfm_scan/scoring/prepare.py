@@ -42,11 +42,11 @@ class Prepared:
         return self.status == Status.OK and self.error is not None
 
     @classmethod
-    def failed(cls, error: ImageError, sha256: str | None = None, size_bytes: int | None = None) -> Prepared:
+    def failed(cls, error: ImageError) -> Prepared:
         """Return the outcome for an image that cannot be scored."""
         # A decoder may quote the file; a lone surrogate in it is no Parquet string.
         message = error.message.encode("utf-8", "backslashreplace").decode()
-        return cls(error.info or ImageInfo(), error.status, message, None, sha256, size_bytes)
+        return cls(error.info or ImageInfo(), error.status, message, None)
 
 
 def prepare_bytes(data: bytes, policy: PreprocessPolicy, limits: ImageLimits) -> Prepared:
