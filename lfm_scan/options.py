@@ -38,7 +38,7 @@ class ImageLimits:
     max_image_bytes: int = 64 * 2**20
     max_image_pixels: int = 80_000_000
     min_side_px: int = 48
-    max_decode_seconds: float = 10.0
+    max_decode_seconds: float = 5.0
     max_decode_bytes: int = 2**30
     score_truncated: bool = False
 

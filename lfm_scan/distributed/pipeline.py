@@ -32,7 +32,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _SHARDS_PER_WAVE: Final = 5_000
-"""Shards one Ray Data execution takes on: 2.5 million images. Bounds the driver's memory and the time to a first score."""
+"""Shards one Ray Data execution takes on, 2.5 million images: bounds the driver's memory and the time to a start."""
 
 _COMMIT_CPUS: Final = 0.01
 """Committing waits for the store; it must never wait for a CPU that decoding holds."""

@@ -231,6 +231,7 @@ def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> p
             domain=job.domain,
             threshold=job.threshold,
             flag_unassessable=job.flag_unassessable,
+            truncated=row["status"] == Status.OK and row["error"] is not None,  # all that a scored row can report
         )
         rows.append(
             {

@@ -12,7 +12,10 @@ from tests.servers import S3Server
 
 @pytest.fixture(scope="session")
 def local_ray(s3_server: S3Server) -> Iterator[None]:
-    """A Ray of two CPUs whose workers may use the S3 server."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": dict(s3_server.env)})
+    """A Ray of two CPUs whose workers, for whatever driver, may use the S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.env.items():
+            patch.setenv(name, value)  # its processes keep the environment they were started with
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -24,9 +24,9 @@ from tests.images import encoded
 from tests.scanning import REPOSITORY, command
 from tests.servers import S3Server
 
-_NUM_PICTURES = 60
+_NUM_PICTURES = 120
 _SHARD_SIZE = 3
-_NUM_SHARDS = 20
+_NUM_SHARDS = 40
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _kill_at_parts(target: Target, output: str, driver: subprocess.Popen[bytes],
 
 
 def test_a_driver_killed_again_and_again_loses_nothing(target: Target, expected: dict[str, float | None]) -> None:
-    for num_parts in (1, 7, 15):
+    for num_parts in (1, 12, 24):
         driver = target.start(endpoint_url=target.server.endpoint_url, output="run")
         _kill_at_parts(target, "run", driver, num_parts)
         driver.kill()
