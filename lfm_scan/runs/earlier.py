@@ -91,12 +91,13 @@ def is_unchanged_since(run: EarlierRun) -> Callable[[Input], bool]:
 
     It holds 16 bytes a row of that run: 128 bits of a hash, so that no two objects are taken for each other.
     """
-    keys = [np.empty(0, dtype=f"S{_KEY_BYTES}")]
+    seen = np.zeros(run.plan.num_rows, dtype=f"S{_KEY_BYTES}")
+    num_seen = 0
     for table in run.results(_SEEN_COLUMNS):
         rows = zip(*(table.column(name).to_pylist() for name in _SEEN_COLUMNS), strict=True)
-        keys.append(np.array([_key(*row) for row in rows], dtype=f"S{_KEY_BYTES}"))
-    seen = np.sort(np.concatenate(keys))
-    del keys
+        seen[num_seen : num_seen + len(table)] = [_key(*row) for row in rows]
+        num_seen += len(table)
+    seen.sort()
 
     def is_unchanged(planned: Input) -> bool:
         key = np.bytes_(_key(planned.uri, planned.size_bytes, planned.etag, planned.last_modified))

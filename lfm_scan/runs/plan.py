@@ -23,8 +23,8 @@ _DEFAULT_SHARD_SIZE: Final = 512
 _SHARDS_PER_WORKER: Final = 8
 """Enough that the last shards do not leave most workers idle, and that progress moves."""
 
-_MAX_HELD_BACK: Final = 500_000
-"""Inputs in memory, some 200 MB, before the size of shards is settled."""
+_MAX_HELD_BACK: Final = 131_072
+"""Inputs in memory, some 60 MB, before the size of shards is settled."""
 
 _SHARDS_PER_FILE: Final = 16
 

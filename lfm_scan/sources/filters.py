@@ -9,8 +9,8 @@ from lfm_scan.sources.globs import glob_matcher
 from lfm_scan.sources.inputs import Input
 
 
-def make_filter(config: InputConfig) -> Callable[[Input], bool]:
-    """Return a test for whether an input is wanted.
+def make_filter(config: InputConfig) -> Callable[[Input], bool] | None:
+    """Return a test for whether an input is wanted, or None if all are.
 
     A size or time that the source does not tell passes no bound on it: what cannot be checked is not selected.
     """
@@ -34,7 +34,7 @@ def make_filter(config: InputConfig) -> Callable[[Input], bool]:
     if config.modified_before is not None:
         end = parse_time(config.modified_before, "--modified-before")
         tests.append(lambda each: each.last_modified is not None and each.last_modified < end)
-    return lambda each: all(test(each) for test in tests)
+    return (lambda each: all(test(each) for test in tests)) if tests else None
 
 
 def _any_of(patterns: Sequence[str]) -> Callable[[str], bool]:

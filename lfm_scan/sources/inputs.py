@@ -28,6 +28,9 @@ class Kind(StrEnum):
     """A cell of a Parquet file."""
 
 
+_NOTHING: Final[Mapping[str, Any]] = {}  # shared: most of a million inputs carry nothing
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
     """One input of a run: one row of its plan and, in the end, one row of its results.
@@ -60,7 +63,7 @@ class Input:
     crc32: int | None = None
     status: Status | None = None
     error: str | None = None
-    carried: Mapping[str, Any] = field(default_factory=dict)
+    carried: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
 
     @classmethod
     def of(cls, found: ObjectInfo) -> Input:

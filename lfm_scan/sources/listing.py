@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -50,16 +51,17 @@ class Source:
         else:
             yield from store.list(self.uri)
 
-    def covers(self, uri: str) -> bool:
-        """Tell whether listing it gives an object."""
+    @functools.cached_property
+    def covers(self) -> Callable[[str], bool]:
+        """A test for whether listing it gives the object with a URI."""
         if self.is_glob:
-            return glob_matcher(self.uri)(uri)
+            return glob_matcher(self.uri)
+        exact, prefix = self.uri, self.uri.rstrip("/") + "/"
         if self.container is not None:
-            return uri == self.uri
+            return lambda uri: uri == exact
         if is_remote(self.uri):
-            return uri.startswith(self.uri)
-        path = to_path(uri)
-        return path == self.uri or path.startswith(self.uri.rstrip("/") + "/")
+            return lambda uri: uri.startswith(exact)
+        return lambda uri: not is_remote(uri) and (to_path(uri) == exact or to_path(uri).startswith(prefix))
 
 
 def parse_sources(sources: Iterable[str], storage: StorageConfig) -> list[Source]:

@@ -124,9 +124,10 @@ def list_inputs(
     """
     wanted = make_filter(config)
     renamed = renaming(config.carry)
-    for each in _all_inputs(parse_sources(sources, storage), config, storage, exclude, index_all):
-        if wanted(each):
-            yield _rename(each, renamed) if renamed else each
+    inputs = _all_inputs(parse_sources(sources, storage), config, storage, exclude, index_all)
+    if wanted is not None:
+        inputs = filter(wanted, inputs)
+    return (_rename(each, renamed) for each in inputs) if renamed else inputs
 
 
 def carried_types_of(sources: Iterable[str], config: InputConfig, storage: StorageConfig) -> dict[str, pa.DataType]:
