@@ -29,7 +29,7 @@ class ImageLimits:
         max_image_bytes: Largest file in bytes; a larger one is too_large.
         max_image_pixels: Most pixels, checked before decoding; an image with more is too_large.
         min_side_px: Shortest side in pixels; an image below it is too_small. The model itself needs 48.
-        max_decode_seconds: CPU seconds that decoding one image may take, and a quarter of the time by the clock; past
+        max_decode_seconds: CPU seconds that decoding one image may take, and by the clock four times as long; past
             either the image is timeout.
         max_decode_bytes: Memory that decoding one image may take, in bytes; past it the image is too_large.
         score_truncated: Score what is there of a file whose end is missing; such a score is marked not assessable.

@@ -40,7 +40,8 @@ app = App(
     name="lfm-scan",
     version=__version__,
     help="Find AI-generated images in object storage: LFM on Ray Data, one Parquet row an image.",
-    default_parameter=Parameter(negative=()),
+    help_format="plaintext",  # a glob in a help text is no emphasis
+    default_parameter=Parameter(negative=(), show_default=lambda value: "none" if value == () else value),
 )
 
 
