@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-import lfm_scan
-from lfm_scan.options import StorageConfig
+from tests.distributed.target import Target, make_target
 from tests.faults import FaultProxy, Request
-from tests.images import encoded
-from tests.scanning import REPOSITORY, command
 from tests.servers import S3Server
 
 _NUM_PICTURES = 120
@@ -29,72 +21,14 @@ _SHARD_SIZE = 3
 _NUM_SHARDS = 40
 
 
-@dataclass(frozen=True)
-class Target:
-    """A bucket with images, and how to scan it.
-
-    Attributes:
-        server: The store.
-        bucket: In it.
-        weights: Of the model.
-        env: Environment of drivers.
-    """
-
-    server: S3Server
-    bucket: str
-    weights: Path
-    env: dict[str, str]
-
-    def arguments(self, output: str, endpoint_url: str, *more: object) -> list[str]:
-        return command(
-            *("scan", f"s3://{self.bucket}/in/", "--output", self.uri(output), "--weights", self.weights),
-            *("--endpoint-url", endpoint_url, "--shard-size", _SHARD_SIZE, *more),
-        )
-
-    def uri(self, output: str) -> str:
-        return f"s3://{self.bucket}/{output}"
-
-    def start(self, *arguments: object, endpoint_url: str, output: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            self.arguments(output, endpoint_url, *arguments),
-            env=self.env,
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def run(self, *arguments: object, output: str, endpoint_url: str | None = None) -> str:
-        """Run a driver to its good end; return what it said."""
-        driver = self.start(*arguments, endpoint_url=endpoint_url or self.server.endpoint_url, output=output)
-        _, stderr = driver.communicate(timeout=200)
-        assert driver.returncode == 0, stderr.decode()
-        return stderr.decode()
-
-    def frame(self, output: str) -> pd.DataFrame:
-        return lfm_scan.read_results(self.uri(output), storage=StorageConfig(endpoint_url=self.server.endpoint_url))
-
-    def num_parts(self, output: str) -> int:
-        listed = self.server.client().list_objects_v2(Bucket=self.bucket, Prefix=f"{output}/parts/")
-        return int(listed["KeyCount"])
-
-
 @pytest.fixture
 def target(s3_server: S3Server, s3_bucket: str, tiny_weights: Path) -> Target:
-    for index in range(_NUM_PICTURES):
-        s3_server.put(s3_bucket, f"in/{index:03}.png", encoded(seed=index))
-    return Target(s3_server, s3_bucket, tiny_weights, {**os.environ, **s3_server.env})
+    return make_target(s3_server, s3_bucket, tiny_weights, _NUM_PICTURES, _SHARD_SIZE)
 
 
 @pytest.fixture
-def expected(target: Target) -> dict[str, float | None]:
-    results = lfm_scan.Scorer(target.weights).score(encoded(seed=index) for index in range(_NUM_PICTURES))
-    return {f"s3://{target.bucket}/in/{index:03}.png": result.logit for index, result in enumerate(results)}
-
-
-def _check(target: Target, output: str, expected: dict[str, float | None]) -> None:
-    frame = target.frame(output)
-    assert frame["uri"].is_unique
-    assert dict(zip(frame["uri"], frame["logit"], strict=True)) == pytest.approx(expected, abs=1e-3)
+def expected(target: Target) -> dict[str, float]:
+    return target.expected_logits()
 
 
 def _is_put(text: str) -> Callable[[Request], bool]:
@@ -116,7 +50,7 @@ _POINTS = {
 
 
 def test_a_driver_killed_at_any_point_loses_nothing(
-    target: Target, expected: dict[str, float | None], local_ray: None
+    target: Target, expected: dict[str, float], local_ray: None
 ) -> None:
     here = ("--ray-address", ray.get_runtime_context().gcs_address)
     for number, (point, (match, after)) in enumerate(_POINTS.items()):
@@ -128,7 +62,7 @@ def test_a_driver_killed_at_any_point_loses_nothing(
                 driver.kill()
                 driver.communicate(timeout=30)
             target.run(*here, output=output, endpoint_url=proxy.endpoint_url)
-            _check(target, output, expected)
+            target.check(output, expected)
             before = len(proxy.journal)
 
             again = target.run(*here, output=output, endpoint_url=proxy.endpoint_url)
@@ -137,16 +71,10 @@ def test_a_driver_killed_at_any_point_loses_nothing(
             assert not again.strip(), again
 
 
-def _kill_at_parts(target: Target, output: str, driver: subprocess.Popen[bytes], num_parts: int) -> None:
-    deadline = time.monotonic() + 100
-    while target.num_parts(output) < num_parts and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
-def test_a_driver_killed_again_and_again_loses_nothing(target: Target, expected: dict[str, float | None]) -> None:
+def test_a_driver_killed_again_and_again_loses_nothing(target: Target, expected: dict[str, float]) -> None:
     for num_parts in (1, 12, 24):
         driver = target.start(endpoint_url=target.server.endpoint_url, output="run")
-        _kill_at_parts(target, "run", driver, num_parts)
+        target.wait_for_parts("run", driver, num_parts)
         driver.kill()
         driver.communicate(timeout=30)
         assert driver.returncode == -signal.SIGKILL
@@ -155,7 +83,7 @@ def test_a_driver_killed_again_and_again_loses_nothing(target: Target, expected:
     said = target.run(output="run")
 
     assert "images are done already" in said
-    _check(target, "run", expected)
+    target.check("run", expected)
 
 
 def _workers_of(driver_pid: int) -> list[psutil.Process]:
@@ -173,11 +101,11 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expected: dict[str, float | None]) -> None:
+def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expected: dict[str, float]) -> None:
     driver = target.start(endpoint_url=target.server.endpoint_url, output="run")
     killed: list[str] = []
     for num_parts in (1, 5, 9):
-        _kill_at_parts(target, "run", driver, num_parts)
+        target.wait_for_parts("run", driver, num_parts)
         victims = _workers_of(driver.pid)
         # An actor and a task where there are both.
         victims.sort(key=lambda process: ("ScoreShard" not in _name(process), process.pid))
@@ -189,7 +117,7 @@ def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expecte
     assert driver.returncode == 0, stderr.decode()
     assert len(killed) == 6
     assert any("ScoreShard" in name for name in killed)
-    _check(target, "run", expected)
+    target.check("run", expected)
 
 
 @pytest.fixture
@@ -205,15 +133,13 @@ def three_nodes(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clu
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_a_node_that_dies_costs_only_time(
-    target: Target, expected: dict[str, float | None], three_nodes: Cluster
-) -> None:
+def test_a_node_that_dies_costs_only_time(target: Target, expected: dict[str, float], three_nodes: Cluster) -> None:
     driver = target.start("--ray-address", three_nodes.address, endpoint_url=target.server.endpoint_url, output="run")
-    _kill_at_parts(target, "run", driver, 4)
+    target.wait_for_parts("run", driver, 4)
     assert target.num_parts("run") < _NUM_SHARDS
     victim = three_nodes.list_all_nodes()[-1]  # type: ignore[no-untyped-call]
     three_nodes.remove_node(victim, allow_graceful=False)
     _, stderr = driver.communicate(timeout=250)
 
     assert driver.returncode == 0, stderr.decode()
-    _check(target, "run", expected)
+    target.check("run", expected)

@@ -22,7 +22,6 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.imaging import POLICIES, ImageInfo, ImageLimits, get_policy
@@ -32,87 +31,17 @@ from lfm_scan.scoring.isolated import EncodedImage, IsolatedDecoder
 from lfm_scan.scoring.prepare import Prepared, prepare_bytes
 from lfm_scan.status import Status
 from tests.awkward import awkward_files, encode
+from tests.planted import PLANTS, marked
 
 _LIMITS: Final = ImageLimits(max_decode_seconds=0.5, max_decode_bytes=128 * 2**20)
-_PLANTS: Final = """
-import ctypes, os, re, signal, sys, time
-from PIL import PngImagePlugin
-
-poisoned = False
-libc = ctypes.CDLL(None)
-libc.malloc.restype = ctypes.c_void_p
-libc.malloc.argtypes = [ctypes.c_size_t]
-libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-
-def misbehave(mark):
-    global poisoned
-    if poisoned and mark != "poison":
-        os.abort()
-    match mark:
-        case "segfault":
-            ctypes.string_at(0)
-        case "abort":
-            print("double free or corruption", file=sys.stderr, flush=True)
-            os.abort()
-        case "exit":
-            os._exit(3)
-        case "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "sleep":
-            ctypes.PyDLL(None).pause()  # with the GIL
-        case "spin":
-            re.match("(a+)+$", "a" * 64 + "b")  # in C, with the GIL
-        case "hog":
-            hoard = []
-            while True:
-                hoard.append(bytearray(2**20))
-        case "hog-in-c":
-            while True:
-                libc.memset(libc.malloc(2**20), 1, 2**20)
-        case "print":
-            libc.puts(b"out")
-            libc.fflush(None)
-            for fd in (0, 1, 2):
-                try:
-                    os.write(fd, b"rubbish" * 100_000)
-                except OSError:
-                    pass
-        case "lie":
-            for fd in range(3, 30):
-                try:
-                    os.write(fd, b"[" * 4096 + bytes(256 * 256 * 3))
-                except OSError:
-                    pass
-        case "poison":
-            poisoned = True
-        case "heavy":
-            heavy = {"torch", "ray", "pyarrow", "pandas", "boto3", "lfm_scan.runs"} & sys.modules.keys()
-            assert not heavy, heavy
-
-load = PngImagePlugin.PngImageFile.load
-
-def load_and_misbehave(self):
-    misbehave(self.info.get("mark"))
-    return load(self)
-
-PngImagePlugin.PngImageFile.load = load_and_misbehave
-"""
 
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a sitecustomize for child processes."""
-    (tmp_path / "sitecustomize.py").write_text(_PLANTS)
+    (tmp_path / "sitecustomize.py").write_text(PLANTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
-
-
-def marked(mark: str, seed: int = 0) -> bytes:
-    """Return a good PNG on which a planted decoder does what the mark says."""
-    info = PngInfo()
-    info.add_text("mark", mark)
-    noise = np.random.default_rng(seed).integers(0, 256, (256, 256, 3), np.uint8)
-    return encode(Image.fromarray(noise), "PNG", pnginfo=info)
 
 
 def prepare(decoder: IsolatedDecoder, *files: bytes) -> list[Prepared]:
