@@ -1,6 +1,6 @@
 """Decoders that misbehave on files that carry a mark.
 
-They are planted from outside, as a real one would be: by a sitecustomize on PYTHONPATH that patches Pillow's PNG plugin.
+They are planted from outside: a sitecustomize on PYTHONPATH that patches Pillow's PNG plugin.
 """
 
 from __future__ import annotations

@@ -161,23 +161,28 @@ def _stream(run: Run, work: Work, shards: Sequence[int], listener: Listener, sto
         KeyboardInterrupt: If somebody asked to stop, once the shards begun are finished or have taken too long.
     """
     watch = Watch(run, work.plan, shards)
-    with stop.deferred(), Background(run_pipeline(work, shards)) as receipts:
-        deadline: float | None = None
-        while True:
-            if stop.is_requested and deadline is None:
-                work.stop.set()
-                deadline = time.monotonic() + _DRAIN_S
-            if deadline is not None and time.monotonic() >= deadline:
-                break
-            try:
-                receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
-            except TimeoutError:
-                watch.check_progress()
-                continue
-            except StopIteration:
-                break
-            listener.shard_done(receipt)
-            watch.shard_done(receipt)
+    is_over = False
+    try:
+        with stop.deferred(), Background(run_pipeline(work, shards)) as receipts:
+            deadline: float | None = None
+            while not is_over:
+                if stop.is_requested and deadline is None:
+                    work.stop.set()
+                    deadline = time.monotonic() + _DRAIN_S
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                try:
+                    receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
+                except TimeoutError:
+                    watch.check_progress()
+                except StopIteration:
+                    is_over = True
+                else:
+                    listener.shard_done(receipt)
+                    watch.shard_done(receipt)
+    finally:
+        if not is_over:
+            work.stop.set()  # the cluster may outlive this run, and must not go on with it
     if stop.is_requested:
         stop.interrupt()
 
