@@ -125,7 +125,7 @@ def test_a_run_that_stands_still_stops_and_says_where(config: ScanConfig, s3_ser
         stuck = replace(
             config,
             sources=(f"s3://{s3_bucket}/in/",),
-            storage=StorageConfig(endpoint_url=proxy.endpoint_url, read_timeout=300),
+            storage=StorageConfig(endpoint_url=proxy.endpoint_url, read_timeout=300, outage_patience=1, max_attempts=1),
             stall_timeout=8,
         )
         with pytest.raises(StallError, match=rf"no shard was finished for .*s3://{s3_bucket}/in/2.png to"):
