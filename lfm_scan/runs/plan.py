@@ -27,6 +27,7 @@ _MAX_HELD_BACK: Final = 131_072
 """Inputs in memory, some 60 MB, before the size of shards is settled."""
 
 _SHARDS_PER_FILE: Final = 16
+_PROGRESS_EVERY: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def write_plan(
         RunError: If there is nothing to plan.
         StorageError: If a source cannot be listed, or the plan cannot be written.
     """
-    stream = iter(inputs)
+    stream = _counted(inputs, on_progress)
     if shard_size is None:
         enough = min(_DEFAULT_SHARD_SIZE * num_workers * _SHARDS_PER_WORKER, _MAX_HELD_BACK)
         head = list(itertools.islice(stream, enough))
@@ -110,7 +111,6 @@ def write_plan(
         directory.store.create(directory.path(name), data)
         files.append(name)
         num_rows += len(chunk)
-        on_progress(num_rows)
     if not num_rows and not may_be_empty:
         raise RunError("nothing to scan: the sources hold no files, or the filters leave none")
     plan = Plan(num_rows, shard_size, tuple(files), digest.hexdigest())
@@ -155,6 +155,15 @@ def read_shard(directory: RunDirectory, plan: Plan, shard: int) -> pa.Table:
 @functools.lru_cache(maxsize=2)
 def _read_plan_file(directory: RunDirectory, name: str) -> pa.Table:
     return from_parquet(directory.store.get(directory.path(name)).data)
+
+
+def _counted(inputs: Iterable[Input], on_progress: Callable[[int], None]) -> Iterator[Input]:
+    count = 0
+    for count, each in enumerate(inputs, start=1):
+        if count % _PROGRESS_EVERY == 0:
+            on_progress(count)
+        yield each
+    on_progress(count)
 
 
 def _chunks(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
