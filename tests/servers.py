@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -59,6 +60,10 @@ class S3Server:
 
     def client(self) -> Any:  # noqa: ANN401 - boto3 makes its client classes at run time
         """Return a boto3 client signed in as the admin, independent of the environment."""
+        return self._client  # making one takes longer than most requests
+
+    @functools.cached_property
+    def _client(self) -> Any:  # noqa: ANN401
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
