@@ -94,7 +94,7 @@ def ask(method: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
     Raises:
         ClientError: If the store refuses.
         BotoCoreError: If it does not answer.
-        BrokenReplyError: If it answers what boto3 cannot read: XML or headers that broke off.
+        BrokenReplyError: If it answers what boto3 cannot read: XML, headers or an error that broke off.
     """
     try:
         return method(**params)
@@ -102,6 +102,8 @@ def ask(method: Callable[..., dict[str, Any]], **params: Any) -> dict[str, Any]:
         raise  # some of them are ValueErrors too
     except (ResponseParserError, ValueError) as exc:
         raise BrokenReplyError(f"its reply makes no sense: {exc}") from exc
+    except urllib3.exceptions.HTTPError as exc:  # boto3 lets them out while it reads the text of an error
+        raise BrokenReplyError(f"its reply broke off: {exc}") from exc
 
 
 def code_of(exc: botocore.exceptions.ClientError) -> str:

@@ -28,7 +28,7 @@ from lfm_scan.errors import (
 )
 from lfm_scan.storage import LocalStore, PutOutcome, S3Store, StorageConfig, open_object, open_store
 from lfm_scan.storage.s3_client import forget_clients
-from tests import awkward
+from tests import awkward, faults
 from tests.servers import FaultyProxy, Reply, Request, S3Server, ScriptedServer, free_port
 
 _NUM_RACERS = 16
@@ -566,3 +566,20 @@ def test_a_uri_opens_its_kind_of_store() -> None:
         assert isinstance(open_store(local), LocalStore)
     with pytest.raises(ConfigError, match="nosuch://bucket/a: unknown scheme; use a local path, s3://"):
         open_store("nosuch://bucket/a")
+
+
+def test_an_error_whose_text_breaks_off_is_asked_for_again(s3_server: S3Server, s3_bucket: str) -> None:
+    broken: list[str] = []
+
+    def break_first(request: faults.Request) -> faults.Fault | None:
+        if broken:
+            return None
+        broken.append(request.path)
+        return faults.Fault.BROKEN_BODY
+
+    with (
+        faults.FaultProxy(s3_server.endpoint_url, on_reply=break_first) as proxy,
+        pytest.raises(NotFoundError),
+    ):
+        at(proxy.endpoint_url).get(f"s3://{s3_bucket}/gone")
+    assert broken == [f"/{s3_bucket}/gone"]
