@@ -66,6 +66,8 @@ _FACT_TYPES: Final = {
     "exif_orientation": int,
     "num_frames": int,
 }
+_MOST: Final = {"jpeg_quality": 100, "exif_orientation": 8}
+"""Of facts that are small; others fit 32 bits."""
 # Started by -c and not by -m, to import from where the parent does and never from the working directory. Site
 # customisation and PYTHON* variables have had their say by then.
 _BOOTSTRAP: Final = """\
@@ -405,21 +407,21 @@ def _parse(facts: bytes, pixels: np.ndarray) -> Prepared:
     if not isinstance(info, dict) or info.keys() != _FACT_TYPES.keys():
         raise ValueError("other facts of the file than expected")
     for name, value in info.items():
-        _check(value, _FACT_TYPES[name])
+        _check(value, _FACT_TYPES[name], _MOST.get(name, 2**31 - 1))
     _check(error, str)
     if error is None and status != Status.OK:
         raise ValueError("a failure without a reason")
     return Prepared(ImageInfo(**info), status, error, pixels if status == Status.OK else None)
 
 
-def _check(value: object, kind: type) -> None:
+def _check(value: object, kind: type, most: int = 0) -> None:
     if value is None:
         return
     if type(value) is not kind:
         raise ValueError(f"a {type(value).__name__} for a {kind.__name__}")
     if isinstance(value, str):
         value.encode()  # a lone surrogate is no Parquet string
-    elif isinstance(value, int) and not 0 <= value < 2**31:
+    elif isinstance(value, int) and not 0 <= value <= most:
         raise ValueError(f"{value} is out of range")
 
 

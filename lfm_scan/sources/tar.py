@@ -275,7 +275,8 @@ def _is_named_like_image(name: str) -> bool:
 
 
 def _failed(found: ObjectInfo, error: ImageError) -> Input:
-    return dataclasses.replace(Input.of(found), status=error.status, error=error.message)
+    message = error.message.encode("utf-8", "backslashreplace").decode()  # a store may be quoted in it
+    return dataclasses.replace(Input.of(found), status=error.status, error=message)
 
 
 # --- From inputs to their bytes ---

@@ -213,7 +213,7 @@ def _check_status(reply: aiohttp.ClientResponse, uri: str, *, may_be_part: bool 
     status = reply.status
     if status == 200 or (status == 206 and may_be_part):
         return
-    said = f"{uri}: the server answered {status} {reply.reason or ''}".rstrip()
+    said = f"{uri}: the server answered {status} {_printed(reply.reason or '')}".rstrip()
     if status in _MISSING:
         raise NotFoundError(f"{uri}: not found ({status})")
     if status in _DENIED:
@@ -234,7 +234,12 @@ def _describe(uri: str, reply: aiohttp.ClientResponse) -> ObjectInfo:
 
 def _etag(reply: aiohttp.ClientResponse) -> str | None:
     etag = reply.headers.get("ETag")
-    return etag and etag.removeprefix("W/").strip('"')
+    return etag and _printed(etag.removeprefix("W/").strip('"'))
+
+
+def _printed(text: str) -> str:
+    """Return what a server says as text that a Parquet string can hold: headers may have any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _last_modified(reply: aiohttp.ClientResponse) -> datetime | None:
@@ -246,7 +251,7 @@ def _last_modified(reply: aiohttp.ClientResponse) -> datetime | None:
 
 
 def _translate(exc: Exception, uri: str) -> StorageError | PassingError:
-    reason = str(exc).partition("\n")[0][:300] or type(exc).__name__
+    reason = _printed(str(exc).partition("\n")[0][:300]) or type(exc).__name__
     match exc:
         case aiohttp.ClientConnectorError() if isinstance(exc.os_error, PermissionError):
             return AccessDeniedError(f"{uri}: {exc.os_error.strerror}")

@@ -307,6 +307,8 @@ def test_an_image_that_needs_more_memory_than_allowed_is_too_large_in_every_form
                 ({"width": 2**31}, "ok", None),
                 ({"width": -1}, "ok", None),
                 ({"width": True}, "ok", None),
+                ({"jpeg_quality": 101}, "ok", None),
+                ({"exif_orientation": 2**15}, "ok", None),
                 ({"lossy": 1}, "ok", None),
                 ({"mode": ["RGB"]}, "ok", None),
                 ({"more": 1}, "ok", None),

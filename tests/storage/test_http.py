@@ -406,6 +406,17 @@ def test_a_time_that_is_none_is_left_out(store: HttpStore, text: str) -> None:
         assert store.head(server.endpoint_url).last_modified is None
 
 
+def test_headers_of_any_bytes_are_text_that_a_table_can_hold(store: HttpStore) -> None:
+    with raw_server(b'HTTP/1.1 200 OK\r\nETag: "\xff"\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx') as url:
+        assert store.get(url).info.etag == "\\udcff"
+    with (
+        raw_server(b"HTTP/1.1 403 \xff\r\nContent-Length: 0\r\nConnection: close\r\n\r\n") as url,
+        pytest.raises(AccessDeniedError) as caught,
+    ):
+        store.get(url)
+    assert str(caught.value).encode().endswith(b"answered 403 \\udcff")
+
+
 def test_what_is_not_there_cannot_be_listed(store: HttpStore) -> None:
     with ScriptedServer(lambda _: Reply(404)) as server, pytest.raises(NotFoundError):
         list(store.list(server.endpoint_url))

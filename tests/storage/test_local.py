@@ -263,6 +263,11 @@ def test_create_below_a_file_is_refused(tmp_path: Path) -> None:
         LocalStore().create(str(tmp_path / "file" / "part"), b"x")
 
 
+def test_a_file_that_claims_no_bytes_is_read_up_to_the_limit() -> None:
+    with pytest.raises(OversizeError):
+        LocalStore().get("/proc/self/maps", 100)  # the kernel's own: of size 0, until it is read
+
+
 @pytest.mark.parametrize("seconds", [2**40, -(2**40), float("nan"), float("inf")])
 def test_a_time_no_calendar_holds_is_no_time(seconds: float) -> None:
     assert local._utc(seconds) is None
