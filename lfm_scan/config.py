@@ -7,6 +7,7 @@ are never part of it.
 from __future__ import annotations
 
 import os
+import urllib.parse
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -75,5 +76,16 @@ class ScanConfig:
 
 
 def absolute(uri: str) -> str:
-    """Return a local path as an absolute one, so that it means the same on every worker; a URI as it is."""
+    """Return a local path as an absolute one, so that it means the same on every worker; a URI as it is.
+
+    A file:// URI is a local path too.
+
+    Raises:
+        ConfigError: If it is a file:// URI without a whole path.
+    """
+    if uri.startswith("file://"):
+        path = os.fsdecode(urllib.parse.unquote_to_bytes(uri.removeprefix("file://")))
+        if not path.startswith("/"):
+            raise ConfigError(f"{uri}: a file:// URI has three slashes and a whole path: file:///folder/name")
+        return os.path.abspath(path)
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))

@@ -61,7 +61,7 @@ class RunDirectory:
         except NotFoundError:
             return None
         try:
-            parsed: dict[str, Any] = json.loads(data)
+            parsed: dict[str, Any] = json.loads(data.decode("utf-8", "surrogateescape"))  # as it was written
         except ValueError as exc:
             raise RunError(f"{self.path(name)}: not JSON: {exc}; it was not written by lfm-scan") from exc
         return parsed

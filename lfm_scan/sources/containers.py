@@ -11,7 +11,7 @@ import pyarrow as pa
 from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.sources.inputs import Input
 from lfm_scan.sources.inventory import read_inventory
-from lfm_scan.sources.manifest import read_manifest
+from lfm_scan.sources.manifest import read_manifest, without_query
 from lfm_scan.sources.table import carried_types, read_table
 from lfm_scan.sources.tar import index_tar
 from lfm_scan.storage import ObjectInfo, name_of, open_store
@@ -36,7 +36,8 @@ _SUFFIXES: Final = {
 
 def container_named(source: str) -> Container | None:
     """Return what a source is that names such a file, or files, by its last characters; None for a plain source."""
-    name = name_of(source).lower() if not source.endswith("/") else ""
+    path = without_query(source)
+    name = name_of(path).lower() if not path.endswith("/") else ""
     if name == "manifest.json":
         return Container.INVENTORY
     return next((kind for suffixes, kind in _SUFFIXES.items() if name.endswith(suffixes)), None)

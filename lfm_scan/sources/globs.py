@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from lfm_scan.errors import ConfigError
+
 _WILDCARD: Final = re.compile(r"[*?\[]")
 _TOKEN: Final = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 _BRACES: Final = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{},]*(?:,[^{},]*)+))\}")
@@ -21,8 +23,15 @@ def first_wildcard(pattern: str) -> int:
 
 @functools.lru_cache(maxsize=256)
 def glob_matcher(pattern: str) -> Callable[[str], bool]:
-    """Return a test for a whole URI against a shell pattern: * and ? stop at /, ** does not."""
-    expression = re.compile("".join(map(_translate, _TOKEN.findall(pattern))), re.DOTALL)
+    """Return a test for a whole URI against a shell pattern: * and ? stop at /, ** does not.
+
+    Raises:
+        ConfigError: If it has a range that runs backwards.
+    """
+    try:
+        expression = re.compile("".join(map(_translate, _TOKEN.findall(pattern))), re.DOTALL)
+    except re.error as exc:
+        raise ConfigError(f"{pattern}: not a pattern: {exc.msg}") from exc
     return lambda uri: expression.fullmatch(uri) is not None
 
 

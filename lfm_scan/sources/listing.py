@@ -42,10 +42,10 @@ class Source:
         if self.is_glob:
             # From the last folder before the first wildcard; on S3, from the longest literal prefix.
             literal = self.uri[: first_wildcard(self.uri)]
-            base = literal if is_remote(self.uri) else literal.rpartition("/")[0] or "/"
-            matches = glob_matcher(self.uri)
-            yield from (found for found in store.list(base) if matches(found.uri))
-        elif self.container is not None:
+            base = literal if _has_prefixes(self.uri) else literal[: literal.rindex("/") + 1]
+            covers = self.covers
+            yield from (found for found in store.list(base) if covers(found.uri))
+        elif self.container is not None and is_remote(self.uri):
             # By its exact name, of which a remote listing by prefix would also give the neighbours.
             yield store.head(self.uri)
         else:
@@ -55,13 +55,14 @@ class Source:
     def covers(self) -> Callable[[str], bool]:
         """A test for whether listing it gives the object with a URI."""
         if self.is_glob:
-            return glob_matcher(self.uri)
+            matches = glob_matcher(self.uri)
+            return lambda uri: matches(to_path(uri))
         exact, prefix = self.uri, self.uri.rstrip("/") + "/"
-        if self.container is not None:
-            return lambda uri: uri == exact
-        if is_remote(self.uri):
+        if self.container is not None or _is_web(self.uri):
+            return lambda uri: to_path(uri) == exact
+        if _has_prefixes(self.uri):
             return lambda uri: uri.startswith(exact)
-        return lambda uri: not is_remote(uri) and (to_path(uri) == exact or to_path(uri).startswith(prefix))
+        return lambda uri: to_path(uri) == exact or to_path(uri).startswith(prefix)
 
 
 def parse_sources(sources: Iterable[str], storage: StorageConfig) -> list[Source]:
@@ -99,8 +100,17 @@ def _parse(uri: str, storage: StorageConfig) -> Source:
     return Source(uri, container, _is_glob(uri), storage)
 
 
+def _has_prefixes(uri: str) -> bool:
+    """Tell whether a store lists by any prefix of its keys; others list folders."""
+    return uri.startswith("s3://")
+
+
+def _is_web(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
 def _is_glob(uri: str) -> bool:
-    if uri.startswith(("http://", "https://")):
+    if _is_web(uri):
         return False
     if is_remote(uri):
         return "*" in uri or "?" in uri  # brackets alone are common in keys

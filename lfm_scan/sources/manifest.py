@@ -61,7 +61,7 @@ def read_manifest(store: Store, found: ObjectInfo, config: InputConfig) -> Itera
         SourceError: If it has no usable column, is no text, is damaged, or its name ends otherwise.
         StorageError: If it cannot be read.
     """
-    name = _without_query(found.uri).lower()
+    name = without_query(found.uri).lower()
     plain = name.removesuffix(".gz")
     suffix = plain[plain.rfind(".") :]
     lines = open_lines(store, found, compressed=plain != name)
@@ -96,7 +96,7 @@ def named_input(value: object, folder: str, place: str, carried: Mapping[str, An
 
 def folder_of(uri: str) -> str:
     """Return URI or path of the folder a file lies in, without a slash at its end."""
-    return _without_query(uri).rpartition("/")[0]
+    return without_query(uri).rpartition("/")[0]
 
 
 def find_uri_column(names: Iterable[str]) -> str | None:
@@ -257,5 +257,6 @@ def _kind(value: object) -> str:
             return "null"
 
 
-def _without_query(uri: str) -> str:
+def without_query(uri: str) -> str:
+    """Return a web address without what follows its path, such as a signature; another URI as it is."""
     return uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri

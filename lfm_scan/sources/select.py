@@ -156,9 +156,32 @@ def carried_types_of(sources: Iterable[str], config: InputConfig, storage: Stora
     return types
 
 
+def inputs_in(kind: Container, found: ObjectInfo, config: InputConfig, storage: StorageConfig) -> Iterator[Input]:
+    """Yield the inputs in a container as `list_inputs` would, wanted or not.
+
+    Raises:
+        SourceError: If it cannot be used.
+        StorageError: If it is a manifest or an inventory and cannot be read.
+    """
+    renamed = renaming(config.carry)
+    inputs = read_container(kind, found, config, storage)
+    return (_rename(each, renamed) for each in inputs) if renamed else inputs
+
+
 def renaming(carry: Sequence[str]) -> dict[str, str]:
-    """Return the new names of carried columns whose own would clash with a column of the results."""
-    return {name: f"input_{name}" for name in carry if name in RESULT_SCHEMA.names}
+    """Return the new names of carried columns whose own would clash with a column of the results.
+
+    Raises:
+        ConfigError: If another carried column has the new name.
+    """
+    renamed = {name: f"input_{name}" for name in carry if name in RESULT_SCHEMA.names}
+    twice = next((name for name, new in renamed.items() if new in carry), None)
+    if twice is not None:
+        raise ConfigError(
+            f"--carry {twice}: the results have a column of that name, so it becomes {renamed[twice]}, which is "
+            "carried too: give one of the two"
+        )
+    return renamed
 
 
 def _all_inputs(

@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lfm_scan.errors import ConfigError, NotFoundError, SourceError
 from lfm_scan.options import InputConfig, StorageConfig
+from lfm_scan.sources.containers import Container, container_named
 from lfm_scan.sources.filters import make_filter
 from lfm_scan.sources.globs import expand_braces, glob_matcher
 from lfm_scan.sources.inputs import INPUT_SCHEMA, Input, Kind, from_table, input_schema, to_table
-from lfm_scan.sources.listing import check_sources
+from lfm_scan.sources.listing import check_sources, parse_sources
 from lfm_scan.sources.select import carried_types_of, chain_in_threads, list_inputs, map_in_threads
 from lfm_scan.status import Status
 from tests.servers import S3Server
@@ -119,6 +121,72 @@ def test_s3_prefixes_and_globs(s3_server: S3Server, s3_bucket: str) -> None:
     assert listed(f"s3://{s3_bucket}/b [1]/") == keys[4:]
 
 
+@pytest.fixture
+def memory() -> Iterator[str]:
+    filesystem = fsspec.filesystem("memory")
+    for name in ("x/a.png", "xyz/b.png", "x-1.png", "x-2.png"):
+        filesystem.pipe(f"/select-test/{name}", b"x")
+    yield "memory://select-test"
+    filesystem.rm("/select-test", recursive=True)
+
+
+def test_folders_of_other_stores_do_not_cover_neighbours_with_longer_names(memory: str) -> None:
+    assert _uris(f"{memory}/x", f"{memory}/xyz", f"{memory}/x/a.png") == [f"{memory}/x/a.png", f"{memory}/xyz/b.png"]
+
+
+def test_globs_in_other_stores_may_begin_in_a_name(memory: str) -> None:
+    assert _uris(f"{memory}/x-*.png") == [f"{memory}/x-1.png", f"{memory}/x-2.png"]
+    assert _uris(f"{memory}/x*/*.png") == [f"{memory}/x/a.png", f"{memory}/xyz/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "covered", "other"),
+    [
+        ("https://h/a", "https://h/a", "https://h/ab.jpg"),
+        ("gs://b/a", "gs://b/a/1.jpg", "gs://b/ab.jpg"),
+        ("s3://b/a", "s3://b/ab.jpg", "s3://b/b.jpg"),
+        ("/in/a", "file:///in/a/1.jpg", "/in/ab.jpg"),
+        ("file:///in/a%20b", "/in/a b/1.jpg", "/in/a"),
+        ("/in/*.jpg", "file:///in/%FF.jpg", "/in/a/1.jpg"),
+    ],
+)
+def test_a_source_covers_what_its_store_lists_for_it(source: str, covered: str, other: str) -> None:
+    (parsed,) = parse_sources([source], StorageConfig())
+
+    assert parsed.covers(covered)
+    assert not parsed.covers(other)
+
+
+def test_a_file_uri_is_a_path(folder: Path) -> None:
+    assert _uris(folder, folder.as_uri(), f"{folder.as_uri()}/a") == _uris(folder)
+    assert _uris(f"file://{folder}/b/*.png") == [f"{folder}/b/5.png"]
+    with pytest.raises(ConfigError, match="three slashes"):
+        _uris("file://in/a")
+
+
+def test_names_that_are_not_utf8_are_found_by_globs_and_as_archives(tmp_path: Path) -> None:
+    archive = os.fsencode(tmp_path) + b"/\xff.tar"
+    with tarfile.open(archive, "w") as writer:
+        writer.addfile(tarfile.TarInfo("1.png"))
+    quoted = f"file://{tmp_path}/%FF.tar"
+
+    found = list(list_inputs([os.fsdecode(archive), f"{tmp_path}/*.tar"], InputConfig(), StorageConfig()))
+
+    assert to_table(found, INPUT_SCHEMA)["uri"].to_pylist() == [f"{quoted}#1.png"]
+
+
+def test_a_signed_address_is_known_by_its_path() -> None:
+    signature = "?X-Credential=A/2026/s3.tar&X-Signature=b"
+
+    assert container_named(f"https://h/list.csv{signature}") is Container.MANIFEST
+    assert container_named(f"https://h/a.jpg{signature}") is None
+
+
+def test_a_pattern_that_is_none_is_the_users_mistake() -> None:
+    with pytest.raises(ConfigError, match="bad character range"):
+        glob_matcher("/[z-a].png")
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -177,6 +245,32 @@ def test_what_is_not_known_is_not_selected() -> None:
     assert make_filter(InputConfig()) is None
 
 
+def test_what_a_source_reports_of_itself_is_kept_unless_it_is_excluded(tmp_path: Path) -> None:
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("uri,label\na.png,1\nb.jpg,1\nc.png\n")
+    archive = tmp_path / "x.tar"
+    with tarfile.open(archive, "w") as writer:
+        for name in ("1.png", "2.png"):
+            member = tarfile.TarInfo(name)
+            member.size = 3000
+            writer.addfile(member, io.BytesIO(b"x" * 3000))
+    archive.write_bytes(archive.read_bytes()[:5000])
+    every = [f"{archive}#1.png", str(archive), f"{tmp_path}/a.png", f"{manifest}#line=4"]
+
+    assert sorted(_uris(manifest, archive, config=InputConfig(suffix=(".png",)))) == sorted(every)
+    assert sorted(_uris(manifest, archive, config=InputConfig(include=("*.png",)))) == sorted(every)
+    assert _uris(archive, config=InputConfig(min_size=3000)) == every[:2]
+    assert _uris(archive, config=InputConfig(suffix=(".png",), exclude=("x.tar",))) == every[:1]
+
+
+def test_names_are_matched_without_what_tells_versions_apart() -> None:
+    old = Input(uri="s3://b/a.jpg?versionId=v", location="s3://b/a.jpg", version_id="v")
+
+    for config in (InputConfig(suffix=(".jpg",)), InputConfig(include=("*.jpg",)), InputConfig(exclude=("*.png",))):
+        assert make_filter(config)(old)  # type: ignore[misc]
+    assert not make_filter(InputConfig(exclude=("a.jpg",)))(old)  # type: ignore[misc]
+
+
 def test_a_line_that_names_a_listed_object_is_not_a_second_input(folder: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "list.txt"
     manifest.write_text(f"{folder}/b/5.png\n{folder}/a/1.png\n{folder}/b/5.png\n")
@@ -230,6 +324,13 @@ def test_carried_columns_keep_their_type_where_the_sources_agree(tmp_path: Path)
 def test_carrying_from_a_source_without_columns_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no source is a manifest"):
         carried_types_of([str(folder)], InputConfig(carry=("label",)), StorageConfig())
+
+
+def test_a_carried_column_whose_new_name_is_carried_too_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,error,input_error\na.png,1,2\n")
+
+    with pytest.raises(ConfigError, match="becomes input_error, which is carried too"):
+        _uris(tmp_path / "list.csv", config=InputConfig(carry=("error", "input_error")))
 
 
 def test_inputs_survive_the_way_through_a_plan() -> None:
