@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lfm_scan.errors import ConfigError, RunError
+from lfm_scan.errors import ConfigError, OutageError, RunError, StorageError
 from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.runs import rundir
 from lfm_scan.runs.parquet import from_parquet
@@ -22,8 +22,11 @@ from lfm_scan.runs.plan import Plan, read_plan, read_shard
 from lfm_scan.runs.reuse import SCORE_COLUMNS, index_scores
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.schema import RESULT_SCHEMA
-from lfm_scan.sources.containers import container_named, read_container
-from lfm_scan.sources.inputs import INPUT_SCHEMA, Input, from_table
+from lfm_scan.scoring.prepare import image_error
+from lfm_scan.sources.containers import Container, container_named
+from lfm_scan.sources.filters import make_filter
+from lfm_scan.sources.inputs import INPUT_SCHEMA, Input, Kind, from_table
+from lfm_scan.sources.select import inputs_in
 from lfm_scan.status import Status
 from lfm_scan.storage import open_store
 
@@ -32,6 +35,8 @@ _MAY_CHANGE: Final = frozenset({Status.MISSING, Status.DENIED, Status.TIMEOUT, S
 
 _SEEN_COLUMNS: Final = ("uri", "size_bytes", "etag", "last_modified")
 _KEY_BYTES: Final = 16
+_CELL: Final = "#row="
+"""In the URIs of a Parquet file's rows, whose sizes are known only once they are read."""
 
 _DECIDES_SCORES: Final = (
     "schema_version",
@@ -79,6 +84,11 @@ class EarlierRun:
         names = tuple(entry["name"] for entry in success["results"])
         return cls(directory, success["run_id"], success["fingerprint"], names, plan)
 
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The fields of its `InputConfig` that were no defaults."""
+        return selection_in(self.fingerprint)
+
     def results(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield its results, file by file."""
         for name in self.result_names:
@@ -86,10 +96,19 @@ class EarlierRun:
             yield pq.read_table(io.BytesIO(data), columns=list(columns))
 
 
+def selection_in(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of the `InputConfig` in a run's fingerprint that were no defaults."""
+    saved = fingerprint.get("inputs")
+    fields = saved.items() if isinstance(saved, dict) else ()
+    known = InputConfig.__dataclass_fields__
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields if name in known}
+
+
 def is_unchanged_since(run: EarlierRun) -> Callable[[Input], bool]:
     """Return a test for whether a run has seen an object as it is now: same URI, and same ETag, or size and time.
 
-    It holds 16 bytes a row of that run: 128 bits of a hash, so that no two objects are taken for each other.
+    It holds 16 bytes a row of that run: 128 bits of a hash, so that no two objects are taken for each other. An object
+    of which the source tells neither ETag nor time, such as one that a manifest names, may have changed.
     """
     seen = np.zeros(run.plan.num_rows, dtype=f"S{_KEY_BYTES}")
     num_seen = 0
@@ -100,9 +119,12 @@ def is_unchanged_since(run: EarlierRun) -> Callable[[Input], bool]:
     seen.sort()
 
     def is_unchanged(planned: Input) -> bool:
-        key = np.bytes_(_key(planned.uri, planned.size_bytes, planned.etag, planned.last_modified))
-        position = int(np.searchsorted(seen, key))
-        return position < len(seen) and bool(seen[position] == key)
+        if planned.etag is None and planned.last_modified is None:
+            return False
+        key = _key(planned.uri, planned.size_bytes, planned.etag, planned.last_modified)
+        position = int(np.searchsorted(seen, np.bytes_(key)))
+        # NumPy takes zero bytes off the end of what it hands out.
+        return position < len(seen) and bytes(seen[position]).ljust(_KEY_BYTES, b"\0") == key
 
     return is_unchanged
 
@@ -110,12 +132,26 @@ def is_unchanged_since(run: EarlierRun) -> Callable[[Input], bool]:
 def failed_inputs(run: EarlierRun, config: InputConfig, storage: StorageConfig) -> Iterator[Input]:
     """Yield the inputs of a run whose status another try may change, as they were planned.
 
-    An archive or table that could not be read then is read now.
+    Of an archive or table that could not be read then, or not to its end, comes what that run had not planned.
+
+    Args:
+        run: The earlier one.
+        config: Which inputs to take, and what the earlier run was told of its archives and tables.
+        storage: How to reach stores.
 
     Raises:
         RunError: If the run's parts and its plan do not belong together.
-        StorageError: If the run cannot be read.
+        SourceError: If a table has no column to use any more.
+        StorageError: If the run cannot be read, or a store answers nobody.
     """
+    wanted = make_filter(config)
+    inputs = _failed_inputs(run, config, storage)
+    return inputs if wanted is None else filter(wanted, inputs)
+
+
+def _failed_inputs(run: EarlierRun, config: InputConfig, storage: StorageConfig) -> Iterator[Input]:
+    container: str | None = None  # whose inputs come now
+    planned_in_it: set[str] = set()
     for shard in range(run.plan.num_shards):
         uri = run.directory.part_uri(shard)
         part = from_parquet(run.directory.store.get(uri).data).select(["uri", "status"]).to_pylist()
@@ -123,14 +159,31 @@ def failed_inputs(run: EarlierRun, config: InputConfig, storage: StorageConfig) 
         if [row["uri"] for row in part] != [each.uri for each in inputs]:
             raise RunError(f"{uri}: its rows are not those that its plan names")
         for row, planned in zip(part, inputs, strict=True):
+            if planned.kind is not Kind.OBJECT:
+                if planned.where != container:
+                    container, planned_in_it = planned.where, set()
+                planned_in_it.add(planned.uri)
             if row["status"] not in _MAY_CHANGE:
                 continue
             kind = container_named(planned.uri)
             if planned.status is None or kind is None:
                 yield planned
             else:
-                found = open_store(planned.uri, storage).head(planned.uri)
-                yield from read_container(kind, found, config, storage)
+                known = planned_in_it if planned.uri == container else ()
+                yield from (each for each in _read_again(kind, planned, config, storage) if each.uri not in known)
+
+
+def _read_again(kind: Container, planned: Input, config: InputConfig, storage: StorageConfig) -> Iterator[Input]:
+    """Yield the inputs in a container, or the one that says why there are none."""
+    try:
+        found = open_store(planned.uri, storage).head(planned.uri)
+    except OutageError:
+        raise
+    except StorageError as exc:
+        error = image_error(exc)
+        yield replace(planned, status=error.status, error=error.message)
+    else:
+        yield from inputs_in(kind, found, config, storage)
 
 
 def schema_of(run: EarlierRun) -> pa.Schema:
@@ -164,5 +217,7 @@ def scores_of(run: EarlierRun) -> pa.Table:
 
 
 def _key(uri: str, size_bytes: int | None, etag: str | None, last_modified: datetime | None) -> bytes:
+    if _CELL in uri:
+        size_bytes = None
     version = etag if etag is not None else f"{size_bytes} {last_modified and last_modified.isoformat()}"
     return hashlib.blake2b(f"{uri}\0{version}".encode(), digest_size=_KEY_BYTES).digest()

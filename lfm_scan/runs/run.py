@@ -5,19 +5,26 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
 from lfm_scan.config import ScanConfig, absolute
-from lfm_scan.errors import FingerprintError, RunError
+from lfm_scan.errors import ConfigError, FingerprintError, RunError
 from lfm_scan.imaging import get_policy
 from lfm_scan.model import Checkpoint
 from lfm_scan.options import InputConfig
 from lfm_scan.runs import rundir
-from lfm_scan.runs.earlier import EarlierRun, check_same_scores, failed_inputs, is_unchanged_since, schema_of
+from lfm_scan.runs.earlier import (
+    EarlierRun,
+    check_same_scores,
+    failed_inputs,
+    is_unchanged_since,
+    schema_of,
+    selection_in,
+)
 from lfm_scan.runs.plan import Plan, read_plan, write_plan
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.shard import ShardJob
@@ -27,6 +34,8 @@ from lfm_scan.sources.inputs import Input, input_schema
 from lfm_scan.sources.listing import check_sources
 from lfm_scan.sources.select import OrderedMap, carried_types_of, list_inputs, map_in_threads
 from lfm_scan.version import __version__
+
+_NOT_RETRIED: Final = frozenset({"since", "retry_failed", "reuse"})
 
 
 @dataclass(frozen=True)
@@ -66,16 +75,16 @@ def open_run(config: ScanConfig) -> Run:
     """
     weights, checkpoint = read_weights(config.weights, config.storage)
     policy = get_policy(config.preprocess or checkpoint.metadata.preprocess)
-    fingerprint = _fingerprint(config, checkpoint, policy.id)
     quick = RunDirectory.at(config.output, config.storage, patient=False)
     existing = quick.read_json(rundir.CONFIG)
+    config = _as_retried(config, existing)
+    fingerprint = _fingerprint(config, checkpoint, policy.id)
     reuse = _earlier(config.inputs.reuse, config, "--reuse")
     if reuse is not None:
         check_same_scores(reuse, fingerprint)
     if existing is None:
         check_sources(config.sources, config.storage)
         _earlier(config.inputs.since, config, "--since")
-        _earlier(config.inputs.retry_failed, config, "--retry-failed")
         existing = _start(quick, config, fingerprint)
     _check_fingerprint(existing, fingerprint, quick)
     directory = RunDirectory.at(config.output, config.storage)
@@ -160,6 +169,33 @@ def _inputs(config: ScanConfig, directory: RunDirectory, index_all: OrderedMap) 
     return inputs, input_schema(carried_types_of(config.sources, selection, storage))
 
 
+def _as_retried(config: ScanConfig, existing: dict[str, Any] | None) -> ScanConfig:
+    """Return what to scan, where a run is to retry an earlier one: that one's inputs were planned by its own selection.
+
+    A run that exists has taken it over: its own fingerprint tells, also when the earlier run is gone.
+
+    Raises:
+        ConfigError: If other columns are to be carried.
+        RunError: If the earlier run cannot be used.
+    """
+    chosen = config.inputs
+    if chosen.retry_failed is None:
+        return config
+    fingerprint = existing.get("fingerprint") if existing is not None else None
+    if isinstance(fingerprint, dict):
+        before = selection_in(fingerprint)
+    else:
+        before = EarlierRun.open(chosen.retry_failed, config.storage, "--retry-failed").selection
+    if chosen.carry and chosen.carry != before.get("carry", ()):
+        raise ConfigError("--carry: with --retry-failed, the columns are those that the earlier run carried")
+    kept = {
+        name: value
+        for name, value in before.items()
+        if name not in _NOT_RETRIED and getattr(chosen, name) == getattr(InputConfig(), name)
+    }
+    return replace(config, inputs=replace(chosen, **kept))
+
+
 def _earlier(uri: str | None, config: ScanConfig, flag: str) -> EarlierRun | None:
     return None if uri is None else EarlierRun.open(uri, config.storage, flag)
 
@@ -203,6 +239,7 @@ def _selection(config: InputConfig) -> dict[str, Any]:
     """Return the settings that decide which inputs there are, as JSON values; defaults are left out."""
     chosen = {name: value for name, value in asdict(config).items() if value != getattr(InputConfig(), name)}
     chosen.pop("reuse", None)  # decides only where scores come from
+    chosen |= {name: absolute(chosen[name]) for name in ("since", "retry_failed") if name in chosen}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,15 +45,14 @@ class Fetcher:
             OutageError: If a store answers nobody: that is no input's fault.
         """
         with ThreadPoolExecutor(self.num_threads, thread_name_prefix="fetch") as pool:
-            for (kind, _), group in itertools.groupby(inputs, key=_container):
-                run = list(group)
-                match kind:
+            for run in _runs(inputs):
+                match run[0].kind:
                     case Kind.OBJECT:
                         yield from self._in_threads(pool, [[each] for each in run], self._fetch_object)
                     case Kind.TAR:
                         yield from self._in_threads(pool, spans(run), self._fetch_span)
                     case _:
-                        yield from self._read(kind, run)
+                        yield from self._read(run)
 
     def _in_threads(
         self,
@@ -102,13 +100,28 @@ class Fetcher:
     def _fetch_span(self, unit: list[Input]) -> list[Outcome]:
         return read_span(open_store(unit[0].where, self.storage), unit, self.max_bytes)
 
-    def _read(self, kind: Kind, run: Sequence[Input]) -> Iterator[Outcome]:
+    def _read(self, run: Sequence[Input]) -> Iterator[Outcome]:
         store = open_store(run[0].where, self.storage)
-        if kind is Kind.TAR_GZ:
+        if run[0].kind is Kind.TAR_GZ:
             return read_members(store, run, self.max_bytes)
         return read_cells(store, run, self.max_bytes, self.config)
 
 
-def _container(planned: Input) -> tuple[Kind, str | None]:
-    """Return what neighbours share that are read together; objects of their own need share nothing."""
-    return planned.kind, None if planned.kind is Kind.OBJECT else planned.where
+def _runs(inputs: Iterable[Input]) -> Iterator[list[Input]]:
+    """Yield neighbours that are read together: objects, or what lies in one container in the order of its places."""
+    run: list[Input] = []
+    for planned in inputs:
+        if run and not _goes_on(run[-1], planned):
+            yield run
+            run = []
+        run.append(planned)
+    if run:
+        yield run
+
+
+def _goes_on(before: Input, planned: Input) -> bool:
+    if planned.kind is not before.kind:
+        return False
+    if planned.kind is Kind.OBJECT:
+        return True
+    return planned.where == before.where and (planned.position or 0) > (before.position or 0)
