@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lfm_scan.errors import RunError
 from lfm_scan.runs import rundir
@@ -27,6 +28,8 @@ _MAX_GROUP_ROWS: Final = 2_000_000
 """About 150 MB of Parquet and 1.5 GB of memory while it is merged."""
 
 _READ_THREADS: Final = 16
+_SORTED_ROWS: Final = 1024
+"""Rows in each piece of a sorted table."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,22 @@ def merge_group(directory: RunDirectory, run_id: str, group: Group) -> MergedFil
         if len(table) != expected:
             raise RunError(f"{directory.part_uri(shard)}: {len(table)} rows, its plan says {expected}")
     # Shards are consecutive in the plan, which is sorted: this only settles rows within a part.
-    merged = pa.concat_tables(tables).sort_by("uri")
+    merged = _sorted(pa.concat_tables(tables))
     uri = directory.result_uri(group.index)
     outcome = directory.store.create(uri, to_parquet(merged))
     return MergedFile(
         uri.removeprefix(directory.uri + "/"), len(merged), outcome.size_bytes, outcome.etag, summarize(merged)
     )
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    """Return rows in the order of their URIs, in pieces: a piece of an Arrow string column ends at 2 GiB of text."""
+    wide = [pa.large_string() if pa.types.is_string(field.type) else field.type for field in table.schema]
+    fields = [field.with_type(kind) for field, kind in zip(table.schema, wide, strict=True)]
+    whole = table.cast(pa.schema(fields, metadata=table.schema.metadata)).combine_chunks()
+    order = pc.sort_indices(whole, sort_keys=[("uri", "ascending")])
+    pieces = [whole.take(order.slice(start, _SORTED_ROWS)) for start in range(0, len(order), _SORTED_ROWS)]
+    return pa.concat_tables([piece.cast(table.schema) for piece in pieces])
 
 
 def write_success(run: Run, plan: Plan, parts: dict[int, ObjectInfo], files: Iterable[MergedFile]) -> Summary:

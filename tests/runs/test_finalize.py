@@ -48,10 +48,12 @@ def test_many_parts_become_few_sorted_files_with_every_row_once(
     directory: RunDirectory, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finalize, "_MAX_GROUP_ROWS", 10)
+    monkeypatch.setattr(finalize, "_SORTED_ROWS", 3)
     groups = group_parts(plan, directory.list_parts())
 
     files = [merge_group(directory, _RUN_ID, group) for group in groups]
 
+    assert pq.read_schema(directory.path(files[0].name)).equals(RESULT_SCHEMA, check_metadata=True)
     assert [group.rows for group in groups] == [(4, 4), (4, 4), (4, 3)]
     uris = [uri for file in files for uri in pq.read_table(directory.path(file.name)).column("uri").to_pylist()]
     assert uris == [f"/{index:04}.png" for index in range(23)]
