@@ -39,7 +39,8 @@ def _scaled_tables() -> np.ndarray:
     return np.clip((_STANDARD_LUMINANCE * percent[:, None] + 50) // 100, 1, 255)
 
 
-_TABLES: Final = _scaled_tables()
+TABLES: Final = _scaled_tables()
+"""Luminance tables of quality 1 to 100, (100, 64), natural order, as libjpeg scales them."""
 
 
 def estimate_jpeg_quality(luminance_table: Sequence[int]) -> int | None:
@@ -52,7 +53,7 @@ def estimate_jpeg_quality(luminance_table: Sequence[int]) -> int | None:
     if table.shape != (64,):
         return None
     # Compared as ratios: camera tables differ in shape, and a step of 2 for 1 matters more than 62 for 61.
-    distance = np.abs(np.log(np.maximum(table, 1)) - np.log(_TABLES)).sum(axis=1)
+    distance = np.abs(np.log(np.maximum(table, 1)) - np.log(TABLES)).sum(axis=1)
     # The low qualities saturate at 255 and tie; the highest quality of a tie is the mildest claim.
     return int(100 - distance[::-1].argmin())
 
