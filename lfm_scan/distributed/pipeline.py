@@ -83,6 +83,8 @@ def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
         ray.exceptions.RayError: If a task fails for a reason that is not one image's.
     """
     for start in range(0, len(shards), _SHARDS_PER_WAVE):
+        if work.stop.is_set():
+            return
         yield from _run_wave(work, shards[start : start + _SHARDS_PER_WAVE])
 
 

@@ -27,7 +27,7 @@ from lfm_scan.scoring.isolated import EncodedImage
 from lfm_scan.scoring.prepare import Prepared
 from lfm_scan.scoring.result import judge
 from lfm_scan.sources.fetch import Fetcher
-from lfm_scan.sources.inputs import Input, carried_fields, from_table
+from lfm_scan.sources.inputs import CARRIED, Input, carried_fields, from_table
 from lfm_scan.status import Status
 from lfm_scan.storage import Fetched
 
@@ -44,7 +44,6 @@ _FACTS: Final = pa.schema(
 with the very same bytes that stands for this one."""
 
 _PIXELS: Final = pa.field("pixels", pa.binary(PIXEL_BYTES))
-_CARRIED_FROM: Final = len(_FACTS)
 
 
 class Decoder(Protocol):
@@ -160,9 +159,9 @@ def prepare_shard(
             first = rows[row["same_as"]]
             row.update({name: first[name] for name in (*_INFO, "status", "error", "logit")})
     table = pa.Table.from_pylist(rows, schema=_FACTS)
-    for position, field in enumerate(planned.schema):
-        if carried := carried_fields(pa.schema([field])):
-            table = table.append_column(carried[0], planned.column(position))
+    for field in planned.schema:
+        if field.name.startswith(CARRIED):
+            table = table.append_column(field, planned.column(field.name))
     column = pa.FixedSizeBinaryArray.from_buffers(_PIXELS.type, len(rows), [None, pa.py_buffer(pixels)])
     return table.append_column(_PIXELS, column)
 
@@ -245,10 +244,9 @@ def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> p
             }
         )
     table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
-    carried = list(prepared.schema)[_CARRIED_FROM:-1]
-    for field in carried:
-        table = table.append_column(field, prepared.column(field.name))
-    return table.cast(result_schema(carried))
+    for field in carried_fields(prepared.schema):
+        table = table.append_column(field, prepared.column(CARRIED + field.name))
+    return table.cast(result_schema(carried_fields(prepared.schema)))
 
 
 def commit_shard(job: ShardJob, results: pa.Table) -> Receipt:

@@ -18,6 +18,8 @@ from lfm_scan.status import Status
 from lfm_scan.storage import Fetched, check_size, open_store
 
 _MAX_BYTES_IN_FLIGHT: Final = 256 * 2**20
+_UNKNOWN_BYTES: Final = 8 * 2**20
+"""What an input counts whose size no listing tells: lines of manifests may name 64 MiB each."""
 
 Outcome = Fetched | ImageError
 
@@ -68,7 +70,7 @@ class Fetcher:
         try:
             while upcoming is not None or waiting:
                 while upcoming is not None and len(waiting) < 2 * self.num_threads:
-                    num_bytes = sum(min(each.size_bytes or 0, self.max_bytes) for each in upcoming)
+                    num_bytes = sum(self._expected_bytes(each) for each in upcoming)
                     if waiting and bytes_ahead + num_bytes > _MAX_BYTES_IN_FLIGHT:
                         break
                     waiting.append((num_bytes, pool.submit(fetch, upcoming)))
@@ -80,6 +82,10 @@ class Fetcher:
         finally:
             for _, future in waiting:
                 future.cancel()
+
+    def _expected_bytes(self, planned: Input) -> int:
+        size_bytes = _UNKNOWN_BYTES if planned.size_bytes is None else planned.size_bytes
+        return min(size_bytes, self.max_bytes)
 
     def _fetch_object(self, unit: list[Input]) -> list[Outcome]:
         (planned,) = unit
