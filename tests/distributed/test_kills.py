@@ -36,24 +36,32 @@ def _is_put(text: str) -> Callable[[Request], bool]:
 
 
 _POINTS = {
-    "while listing": (lambda request: request.method == "GET" and "prefix=in" in request.query, False),
-    "before a file of the plan": (_is_put("/plan/plan-"), False),
-    "before the plan's index": (_is_put("/plan/index.json"), False),
-    "after the plan's index": (_is_put("/plan/index.json"), True),
+    "while planning": (_is_put("/plan/index.json"), False),
     "before a part": (_is_put("/parts/part-000000004"), False),
     "after a part, its reply lost": (_is_put("/parts/part-000000004"), True),
-    "before the results": (_is_put("/results/"), False),
-    "after the results": (_is_put("/results/"), True),
+    "while merging": (_is_put("/results/"), False),
     "before success": (_is_put("/_SUCCESS.json"), False),
+}
+_MORE_POINTS = {
+    "while listing": (lambda request: request.method == "GET" and "prefix=in" in request.query, False),
+    "before a file of the plan": (_is_put("/plan/plan-"), False),
+    "after the plan's index": (_is_put("/plan/index.json"), True),
+    "after the results": (_is_put("/results/"), True),
     "after success": (_is_put("/_SUCCESS.json"), True),
 }
 
 
+@pytest.mark.parametrize(
+    "points", [_POINTS, pytest.param(_MORE_POINTS, marks=pytest.mark.soak)], ids=["points", "more"]
+)
 def test_a_driver_killed_at_any_point_loses_nothing(
-    target: Target, expected: dict[str, float], local_ray: None
+    points: dict[str, tuple[Callable[[Request], bool], bool]],
+    target: Target,
+    expected: dict[str, float],
+    local_ray: None,
 ) -> None:
     here = ("--ray-address", ray.get_runtime_context().gcs_address)
-    for number, (point, (match, after)) in enumerate(_POINTS.items()):
+    for number, (point, (match, after)) in enumerate(points.items()):
         output = f"runs/{number}"
         with FaultProxy(target.server.endpoint_url) as proxy:
             with proxy.hold(match, after=after) as hold:
