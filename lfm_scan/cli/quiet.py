@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -32,8 +33,9 @@ def stderr_in_log(enabled: bool) -> Iterator[TextIO]:
     try:
         with open(saved, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as terminal:
             yield terminal
-    except Exception:
-        keep = os.path.getsize(path) > 0
+    except BaseException as exc:
+        keep = isinstance(exc, Exception) and os.path.getsize(path) > 0
+        threading.excepthook = lambda args: None  # Ray's threads may outlive Ray, and complain
         raise
     finally:
         sys.stderr.flush()

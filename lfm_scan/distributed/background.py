@@ -14,7 +14,7 @@ _MAX_AHEAD: Final = 1000
 
 
 class Background(Generic[T]):
-    """Runs an iterator in a thread. Leaving the block lets the thread end at the next item.
+    """Runs an iterator in a thread. Once the block is left its items are dropped; the thread ends with the iterator.
 
     Args:
         items: What to run.
@@ -34,6 +34,10 @@ class Background(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._over.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the iterator has ended, if it does so in time."""
+        self._thread.join(timeout_s)
 
     def get(self, timeout_s: float) -> T:
         """Return the next item.
@@ -56,8 +60,6 @@ class Background(Generic[T]):
         try:
             for item in self._items:
                 self._put((item,))
-                if self._over.is_set():
-                    return
         except BaseException as exc:  # noqa: BLE001 - raised in the consumer
             end = exc
         self._put(end)

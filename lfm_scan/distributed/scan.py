@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -35,6 +36,9 @@ _ANY_ERROR: Final = re.compile(r"^\s*((?:\w+\.)*\w+(?:Error|Exception): .*)$", r
 
 _DRAIN_S: Final = 20.0
 """For which shards that are begun may go on after a request to stop: spot machines give 30 s in the worst case."""
+
+_SETTLE_S: Final = 10.0
+"""For which a run that fails waits for its pipeline to end, so that nothing of it is left on the cluster."""
 
 _LOOK_EVERY_S: Final = 0.5
 
@@ -161,30 +165,34 @@ def _stream(run: Run, work: Work, shards: Sequence[int], listener: Listener, sto
         KeyboardInterrupt: If somebody asked to stop, once the shards begun are finished or have taken too long.
     """
     watch = Watch(run, work.plan, shards)
-    is_over = False
-    try:
-        with stop.deferred(), Background(run_pipeline(work, shards)) as receipts:
-            deadline: float | None = None
-            while not is_over:
-                if stop.is_requested and deadline is None:
-                    work.stop.set()
-                    deadline = time.monotonic() + _DRAIN_S
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
-                try:
-                    receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
-                except TimeoutError:
-                    watch.check_progress()
-                except StopIteration:
-                    is_over = True
-                else:
-                    listener.shard_done(receipt)
-                    watch.shard_done(receipt)
-    finally:
-        if not is_over:
+    with stop.deferred(), Background(run_pipeline(work, shards)) as receipts:
+        try:
+            _listen(receipts, work, watch, listener, stop)
+        except BaseException as exc:
             work.stop.set()  # the cluster may outlive this run, and must not go on with it
+            if isinstance(exc, Exception):
+                receipts.wait(_SETTLE_S)
+            raise
     if stop.is_requested:
         stop.interrupt()
+
+
+def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: Listener, stop: GracefulStop) -> None:
+    """Pass on receipts until there are no more, or those of the shards begun have been waited for long enough."""
+    deadline = math.inf
+    while time.monotonic() < deadline:
+        if stop.is_requested and deadline == math.inf:
+            work.stop.set()
+            deadline = time.monotonic() + _DRAIN_S
+        try:
+            receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
+        except TimeoutError:
+            watch.check_progress()
+        except StopIteration:
+            return
+        else:
+            listener.shard_done(receipt)
+            watch.shard_done(receipt)
 
 
 def _merge(run: Run, groups: Sequence[Group]) -> list[MergedFile]:

@@ -12,7 +12,8 @@ from lfm_scan.runs.run import Run
 from lfm_scan.runs.shard import Failure, Receipt
 
 _ENOUGH_ROWS: Final = 1000
-"""A rate is taken over at least so many rows: three bad images at the start say nothing of a million."""
+"""A rate is taken over at least so many rows: three bad images at the start say nothing of a million. A run of fewer
+ends before it would be stopped."""
 
 _MAX_EXAMPLES: Final = 3
 
@@ -51,7 +52,7 @@ class Watch:
         self._num_failed += receipt.summary.num_failed
         self._failures = [*self._failures, *receipt.failures][:_MAX_EXAMPLES]
         allowed = self._run.config.max_failure_rate
-        if self._num_failed > allowed * max(self._num_rows, min(_ENOUGH_ROWS, self._plan.num_rows)):
+        if self._num_rows >= _ENOUGH_ROWS and self._num_failed > allowed * self._num_rows:
             examples = "; ".join(f"{each.uri}: {each.status}: {each.error}" for each in self._failures)
             raise FailureRateError(
                 f"stopped: {self._num_failed:,} of {self._num_rows:,} images failed, more than --max-failure-rate "

@@ -56,15 +56,21 @@ def ray_head() -> Iterator[dict[str, str]]:
 
 
 def _submit(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [_RAY, "job", "submit", "--working-dir", ".", "--", "python", "jobs/scan.py", *map(str, arguments)],
-        env=env,
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    deadline = time.monotonic() + 120
+    while True:
+        submitted = subprocess.run(
+            [_RAY, "job", "submit", "--working-dir", ".", "--", "python", "jobs/scan.py", *map(str, arguments)],
+            env=env,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        # The job server answers before it can take a job.
+        if "No available agent" not in submitted.stderr or time.monotonic() > deadline:
+            return submitted
+        time.sleep(2)
 
 
 def test_a_submitted_job_scans_and_a_failed_one_says_why(

@@ -103,15 +103,16 @@ def test_shards_that_are_begun_are_finished_before_a_run_stops(config: ScanConfi
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_in_which_too_much_fails_stops_and_names_examples(config: ScanConfig, tmp_path: Path) -> None:
     manifest = tmp_path / "list.txt"
-    manifest.write_text("".join(f"gone-{index}.png\n" for index in range(60)))
-    config = replace(config, sources=(str(manifest), *config.sources), max_failure_rate=0.1)
+    manifest.write_text("".join(f"gone-{index}.png\n" for index in range(2000)))
+    compute = ComputeConfig(shard_size=250)
+    config = replace(config, sources=(str(manifest), *config.sources), max_failure_rate=0.1, compute=compute)
 
     with pytest.raises(FailureRateError, match=r"images failed.*--max-failure-rate 0.1.*gone-\d+.png: missing: "):
         lfm_scan.scan(config)
 
     assert not (Path(config.output) / "_SUCCESS.json").exists()
     outcome = lfm_scan.scan(replace(config, max_failure_rate=1.0))
-    assert outcome.summary.by_status == {"ok": 40, "missing": 60}
+    assert outcome.summary.by_status == {"ok": 40, "missing": 2000}
 
 
 @pytest.mark.usefixtures("local_ray")
