@@ -40,6 +40,7 @@ RESULT_SCHEMA: Final = pa.schema(
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.int64(), nullable=False),
         pa.field("scored_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("lossy_evidence", pa.string()),
     ],
     metadata={"lfm_scan.schema_version": str(SCHEMA_VERSION)},
 )

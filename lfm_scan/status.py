@@ -1,4 +1,4 @@
-"""What became of an input, and why a score may mean nothing: the two closed lists of the results."""
+"""What became of an input, why a score may mean nothing, why an image counts as lossy: the results' closed lists."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ class Unassessable(StrEnum):
     """The file was saved by a lossy codec, and the checkpoint was only shown lossless files."""
     RESAMPLED = "resampled"
     """The preprocess policy had to resize, and resizing alone moves this checkpoint's score."""
+
+
+class LossyEvidence(StrEnum):
+    """Why a row has `lossy` true. The list is closed."""
+
+    CODEC = "codec"
+    """The file itself is coded so."""
+    NOTE = "note"
+    """Its metadata says that it was made from a JPEG."""
+    TRACES = "traces"
+    """Its pixels show that they were a JPEG."""

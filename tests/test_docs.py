@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lfm_scan.schema import RESULT_SCHEMA
-from lfm_scan.status import Status, Unassessable
+from lfm_scan.status import LossyEvidence, Status, Unassessable
 from tests.scanning import REPOSITORY
 
 _LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
@@ -31,7 +31,7 @@ def test_every_local_link_leads_somewhere(page: Path) -> None:
 def test_results_page_explains_every_column_and_value() -> None:
     page = (REPOSITORY / "docs" / "results.md").read_text()
 
-    for name in [*RESULT_SCHEMA.names, *Status, *Unassessable]:
+    for name in [*RESULT_SCHEMA.names, *Status, *Unassessable, *LossyEvidence]:
         assert f"`{name}`" in page, name
 
 

@@ -31,10 +31,11 @@ from lfm_scan.errors import ImageError
 from lfm_scan.imaging.frames import count_frames
 from lfm_scan.imaging.info import DecodedImage, ImageInfo
 from lfm_scan.imaging.leniency import PILLOW
-from lfm_scan.imaging.lossy import estimate_jpeg_quality, is_lossy
+from lfm_scan.imaging.lossy import estimate_jpeg_quality, is_lossy, lossy_evidence
 from lfm_scan.imaging.sniff import READABLE, is_cut_short, sniff
+from lfm_scan.imaging.traces import find_jpeg_traces
 from lfm_scan.options import ImageLimits
-from lfm_scan.status import Status
+from lfm_scan.status import LossyEvidence, Status
 
 _EXIF_ORIENTATION: Final = 0x0112
 _CONVERTED: Final = frozenset({"RGB", "L", "1", "P", "RGBA", "RGBX", "LA", "La", "PA", "RGBa", "CMYK", "YCbCr"})
@@ -144,13 +145,14 @@ def _decode_opened(image: Image.Image, limits: ImageLimits, data: bytes | None) 
         info = replace(
             info,
             lossy=is_lossy(image, data),
+            lossy_evidence=lossy_evidence(image, data),
             exif_orientation=_exif_orientation(image),
             num_frames=_num_frames(image, data),
         )
         rgb = _to_rgb(image, info)
     except _DECODER_ERRORS as exc:
         raise _translate(exc, data or b"", info, limits) from exc
-    return DecodedImage(rgb, info)
+    return DecodedImage(rgb, _with_traces(info, rgb))
 
 
 def _header_info(image: Image.Image, data: bytes | None) -> ImageInfo:
@@ -165,8 +167,19 @@ def _header_info(image: Image.Image, data: bytes | None) -> ImageInfo:
         width=image.width,
         height=image.height,
         lossy=is_lossy(image, data),
+        lossy_evidence=lossy_evidence(image, data),
         jpeg_quality=quality,
     )
+
+
+def _with_traces(info: ImageInfo, rgb: Image.Image) -> ImageInfo:
+    """Add what the pixels tell where the file does not."""
+    if info.lossy:
+        return info
+    traces = find_jpeg_traces(rgb)
+    if traces is None:
+        return info
+    return replace(info, lossy=True, lossy_evidence=LossyEvidence.TRACES, jpeg_quality=traces.quality)
 
 
 def _exif_orientation(image: Image.Image) -> int | None:

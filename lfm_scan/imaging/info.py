@@ -16,10 +16,11 @@ class ImageInfo:
         mode: Pillow's name of the colour mode as stored: RGB, L, P, CMYK, I;16, ...
         width: Stored width in pixels, before any EXIF rotation.
         height: Stored height in pixels, before any EXIF rotation.
-        lossy: Whether the file, as far as it tells, was ever saved by a lossy codec.
-        jpeg_quality: Estimated quality 1 to 100 on the IJG scale, for JPEG files.
+        lossy: Whether the image, as far as file and pixels tell, was ever saved by a lossy codec.
+        jpeg_quality: Estimated quality 1 to 100 on the IJG scale, of JPEG files and of traces of JPEG.
         exif_orientation: 1 to 8.
         num_frames: Frames or pages in the file, 65,535 if there are more.
+        lossy_evidence: What lossy is concluded from, a `LossyEvidence`, if it is true.
     """
 
     format: str | None = None
@@ -30,6 +31,7 @@ class ImageInfo:
     jpeg_quality: int | None = None
     exif_orientation: int | None = None
     num_frames: int | None = None
+    lossy_evidence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

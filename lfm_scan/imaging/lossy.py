@@ -1,6 +1,6 @@
-"""Was this file ever saved by a lossy codec, and by how much? As far as the file tells.
+"""Was this file ever saved by a lossy codec, and by how much? As far as its container tells.
 
-A PNG made from a JPEG usually keeps no sign of it: False means "no sign", never "proven".
+A PNG made from a JPEG usually says nothing of it: False means "no sign", never "proven". Its pixels may: see `traces`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from lfm_scan.status import LossyEvidence
+
 _TIFF_COMPRESSION_TAG: Final = 259
 _TIFF_LOSSY_COMPRESSIONS: Final = frozenset({6, 7, 34892, 50001})  # both JPEGs, lossy DNG, WebP
 _BMP_JPEG_COMPRESSION: Final = 4
+_WITH_LOSSY_CODECS: Final = frozenset({"JPEG", "MPO", "AVIF", "WEBP", "TIFF", "BMP"})
 
 # Annex K.1 of the JPEG standard, natural order: what libjpeg scales by quality.
 _STANDARD_LUMINANCE: Final = np.array(
@@ -83,6 +86,13 @@ def is_lossy(image: Image.Image, data: bytes | None) -> bool | None:
         case _:
             # ImageMagick leaves properties such as jpeg:sampling-factor in a PNG it made from a JPEG.
             return any(isinstance(key, str) and key.lower().startswith("jpeg:") for key in image.info)
+
+
+def lossy_evidence(image: Image.Image, data: bytes | None) -> LossyEvidence | None:
+    """Return what in the file says that it is lossy, or None if it is not or cannot say; arguments as `is_lossy`."""
+    if not is_lossy(image, data):
+        return None
+    return LossyEvidence.CODEC if image.format in _WITH_LOSSY_CODECS else LossyEvidence.NOTE
 
 
 def _webp_is_lossy(data: bytes) -> bool:

@@ -33,6 +33,7 @@ from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
+    Image,
     JpegImagePlugin,  # noqa: F401
     MpoImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
@@ -42,6 +43,7 @@ from PIL import (
 
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
+from lfm_scan.imaging.traces import measure_traces
 from lfm_scan.scoring.prepare import Prepared, prepare_content
 from lfm_scan.status import Status
 
@@ -68,6 +70,8 @@ def main(setup: dict[str, Any]) -> None:
     """
     policy, limits = get_policy(setup["policy_id"]), ImageLimits(**setup["limits"])
     _reset_signals()
+    # Linear algebra takes its buffers at the first use and keeps them: they are no image's.
+    measure_traces(Image.new("RGB", (SIDE_PX, SIDE_PX)))
     AvifImagePlugin.DEFAULT_MAX_THREADS = (
         1  # one process is planned as one core, and each thread's stack counts as memory
     )

@@ -65,13 +65,16 @@ _FACT_TYPES: Final = {
     "jpeg_quality": int,
     "exif_orientation": int,
     "num_frames": int,
+    "lossy_evidence": str,
 }
 _MOST: Final = {"jpeg_quality": 100, "exif_orientation": 8}
 """Of facts that are small; others fit 32 bits."""
 # Started by -c and not by -m, to import from where the parent does and never from the working directory. Site
-# customisation and PYTHON* variables have had their say by then.
+# customisation and PYTHON* variables have had their say by then. One process is planned as one core, and the linear
+# algebra of numpy would start a thread for each.
 _BOOTSTRAP: Final = """\
-import json, sys
+import json, os, sys
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 setup = json.loads(sys.argv[1])
 sys.path[:] = setup.pop("path")
 from lfm_scan.scoring.decoder_child import main

@@ -34,11 +34,11 @@ class ImageResult:
     Attributes:
         sha256: Of the file's bytes; None for a Pillow image, which has no file.
         size_bytes: Of the file.
-        format: Content's format, see `ImageInfo` for this and the next seven.
+        format: Content's format, see `ImageInfo` for this and the next seven, and lossy_evidence.
         mode: Stored colour mode.
         width: Stored width in pixels.
         height: Stored height in pixels.
-        lossy: Ever saved by a lossy codec, as far as the file tells.
+        lossy: Ever saved by a lossy codec, as far as file and pixels tell.
         jpeg_quality: Estimated quality 1 to 100.
         exif_orientation: 1 to 8.
         num_frames: Frames or pages.
@@ -52,6 +52,7 @@ class ImageResult:
         preprocess: Id of the policy.
         model_id: Of the checkpoint.
         weights_sha256: Of the checkpoint's file.
+        lossy_evidence: Why it is lossy: codec, note or traces.
     """
 
     sha256: str | None
@@ -74,6 +75,7 @@ class ImageResult:
     preprocess: str
     model_id: str
     weights_sha256: str
+    lossy_evidence: str | None
 
 
 def sigmoid(logit: float) -> float:

@@ -241,6 +241,7 @@ def test_the_facts_of_a_jpeg() -> None:
         width=320,
         height=256,
         lossy=True,
+        lossy_evidence="codec",
         jpeg_quality=75,
         exif_orientation=3,
         num_frames=1,
@@ -434,7 +435,7 @@ def test_a_damaged_file_with_its_end_is_corrupt(fmt: str) -> None:
 def test_a_failure_after_the_header_keeps_the_headers_facts() -> None:
     error = refused(without_end(encode(scene(300, 260), "JPEG", quality=80), 0.7))
     assert error.status == Status.TRUNCATED
-    assert error.info == ImageInfo("JPEG", "RGB", 300, 260, lossy=True, jpeg_quality=80)
+    assert error.info == ImageInfo("JPEG", "RGB", 300, 260, lossy=True, jpeg_quality=80, lossy_evidence="codec")
 
 
 def test_content_decides_and_not_a_decoder_that_happens_to_accept_it() -> None:

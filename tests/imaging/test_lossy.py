@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lfm_scan.imaging import decode_bytes
+from lfm_scan.imaging import decode_bytes, decode_image
 from lfm_scan.imaging.lossy import estimate_jpeg_quality
 from tests.awkward import animation, encode, multi_picture_jpeg, scene
+from tests.imaging.test_traces import photograph
 
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
@@ -86,7 +87,41 @@ def png_with_comment() -> bytes:
     ],
 )
 def test_a_lossy_codec_shows_in_the_file(data: bytes, lossy: bool) -> None:
-    assert decode_bytes(data).info.lossy is lossy
+    info = decode_bytes(data).info
+    assert info.lossy is lossy
+    from_imagemagick = data == png_from_imagemagick()
+    assert info.lossy_evidence == (None if not lossy else "note" if from_imagemagick else "codec")
+
+
+@pytest.mark.parametrize(
+    ("fmt", "options"),
+    [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("BMP", {}), ("PNG", {"optimize": True})],
+)
+def test_a_lossless_file_whose_pixels_were_a_jpeg_is_lossy(fmt: str, options: dict[str, bool]) -> None:
+    jpeg = Image.open(io.BytesIO(encode(photograph(), "JPEG", quality=85)))
+    info = decode_bytes(encode(jpeg, fmt, **options)).info
+    assert (info.format, info.lossy, info.lossy_evidence, info.jpeg_quality) == (fmt, True, "traces", 85)
+
+
+def test_a_transparent_or_16_bit_png_whose_pixels_were_a_jpeg_is_lossy() -> None:
+    jpeg = Image.open(io.BytesIO(encode(photograph(), "JPEG", quality=85)))
+    grey = np.asarray(jpeg.convert("L")).astype(np.uint16)
+    for image in (jpeg.convert("RGBA"), Image.fromarray(grey << 8 | grey)):
+        info = decode_bytes(encode(image, "PNG")).info
+        assert (info.mode, info.lossy_evidence) == (image.mode, "traces")
+
+
+def test_a_pillow_image_shows_that_it_was_a_jpeg() -> None:
+    jpeg = Image.open(io.BytesIO(encode(photograph(), "JPEG", quality=85)))
+    info = decode_image(jpeg.convert("RGB")).info
+    assert (info.format, info.lossy, info.lossy_evidence) == (None, True, "traces")
+    assert decode_image(photograph()).info.lossy is None
+
+
+def test_a_jpeg_is_told_by_its_codec_and_its_own_table() -> None:
+    twice = Image.open(io.BytesIO(encode(photograph(), "JPEG", quality=70)))
+    info = decode_bytes(encode(twice, "JPEG", quality=95)).info
+    assert (info.lossy_evidence, info.jpeg_quality) == ("codec", 95)
 
 
 def test_only_jpeg_files_have_a_jpeg_quality() -> None:
