@@ -30,7 +30,8 @@ class ScanConfig:
         preprocess: How an image becomes 256x256. Default: the policy that the checkpoint names.
         threshold: Images that score above it are flagged, 0 to 1.
         flag_unassessable: Flag by score alone, even where the score means nothing for the image.
-        max_failure_rate: Stop with code 3 if a larger share of the images, of at least 1,000, could not be scored, 0 to 1.
+        max_failure_rate: End with code 3 if a larger share of the images could not be scored, 0 to 1; from 1,000 images
+            on, stop as soon as that is so.
         stall_timeout: Stop if no shard is finished for so many seconds.
         inputs: Which of the sources' objects are inputs.
         limits: What one image may cost.
