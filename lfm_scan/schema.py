@@ -1,4 +1,4 @@
-"""Result schema, version 1: one row an image. `docs/results.md` explains every column to its reader.
+"""Result schema, version 2: one row an image. `docs/results.md` explains every column to its reader.
 
 The schema is additive: a later version may append columns, never rename, retype or drop one.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 RESULT_SCHEMA: Final = pa.schema(
     [
