@@ -37,6 +37,7 @@ def ray_head() -> Iterator[dict[str, str]]:
             [
                 *(_RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--temp-dir={folder}"),
                 *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"),
+                f"--dashboard-agent-listen-port={free_port()}",  # the usual one is that of the tests' own Ray
             ],
             env=env,
             stdout=subprocess.PIPE,
