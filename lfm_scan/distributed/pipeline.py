@@ -8,23 +8,20 @@ only receipts of a few hundred bytes.
 
 from __future__ import annotations
 
-import itertools
 import pickle
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import pyarrow as pa
 import ray
 import ray.data
 import torch
 
+from lfm_scan.concurrency import map_ahead
 from lfm_scan.distributed.resources import PipelineShape
-from lfm_scan.distributed.stopping import StopFlag
 from lfm_scan.distributed.tasks import ToDo, commit, prepare
 from lfm_scan.model import load_checkpoint
-from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.shard import Receipt, ShardJob, finish_rows, pixels_of
 from lfm_scan.scoring.backend import TorchBackend
 
@@ -43,22 +40,16 @@ class Work:
     """What a pipeline needs besides the shards.
 
     Attributes:
-        job: The run's settings.
-        plan: Which inputs belong to which shard.
+        to_do: What its tasks need to know.
         weights: The checkpoint's file.
         shape: How the pipeline is laid out.
         batch_size: Images a forward pass, or None for the device's default.
-        known: In Ray's object store, scores of an earlier run; or None.
-        stop: Tells not to begin another shard.
     """
 
-    job: ShardJob
-    plan: Plan
+    to_do: ToDo
     weights: bytes
     shape: PipelineShape
     batch_size: int | None
-    known: ray.ObjectRef[pa.Table] | None
-    stop: StopFlag
 
 
 class ScoreShard:
@@ -83,14 +74,13 @@ def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
         ray.exceptions.RayError: If a task fails for a reason that is not one image's.
     """
     for start in range(0, len(shards), _SHARDS_PER_WAVE):
-        if work.stop.is_set():
+        if work.to_do.stop.is_set():
             return
         yield from _run_wave(work, shards[start : start + _SHARDS_PER_WAVE])
 
 
 def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
-    job, shape = work.job, work.shape
-    to_do = ToDo(job, work.plan, work.known, work.stop)
+    job, shape = work.to_do.job, work.shape
     pool = ray.data.ActorPoolStrategy(
         min_size=min(shape.min_actors, len(shards)), max_size=min(shape.max_actors, len(shards))
     )
@@ -99,7 +89,7 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
         ray.data.from_items(list(shards), override_num_blocks=len(shards))
         .map_batches(
             prepare,  # type: ignore[arg-type]  # Ray's types know no further arguments
-            fn_args=(to_do,),
+            fn_args=(work.to_do,),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=shape.cpus_per_decode,
@@ -123,8 +113,10 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
             num_cpus=_COMMIT_CPUS,
         )
     )
-    for row in receipts.iter_rows():
-        yield pickle.loads(row["receipt"])  # noqa: S301 - made by `commit`, in this run
+    # Without prefetch_batches=0 a receipt is held back until the next one comes.
+    for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for receipt in cast("pa.Table", batch)["receipt"].to_pylist():
+            yield pickle.loads(receipt)  # noqa: S301 - made by `commit`, in this run
 
 
 def map_on_cluster(function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
@@ -134,9 +126,9 @@ def map_on_cluster(function: Callable[[A], B], items: Iterable[A], /) -> Iterato
         return function(item)
 
     task = ray.remote(num_cpus=1)(call)
-    ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
-    remaining = iter(items)
-    waiting = deque(task.remote(item) for item in itertools.islice(remaining, ahead))
-    while waiting:
-        yield ray.get(waiting.popleft())
-        waiting.extend(task.remote(item) for item in itertools.islice(remaining, 1))
+    num_ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+
+    def result_of(reference: ray.ObjectRef[B]) -> B:
+        return ray.get(reference)
+
+    return map_ahead(task.remote, result_of, items, num_ahead)

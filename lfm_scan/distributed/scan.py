@@ -12,12 +12,13 @@ from typing import Final
 import ray
 
 from lfm_scan import errors
+from lfm_scan.concurrency import Background
 from lfm_scan.config import ScanConfig
-from lfm_scan.distributed.background import Background
 from lfm_scan.distributed.pipeline import Work, map_on_cluster, run_pipeline
 from lfm_scan.distributed.resources import shape_pipeline
 from lfm_scan.distributed.session import ray_session
 from lfm_scan.distributed.stopping import GracefulStop, StopFlag
+from lfm_scan.distributed.tasks import ToDo
 from lfm_scan.errors import LFMScanError, RunError
 from lfm_scan.runs.earlier import scores_of
 from lfm_scan.runs.finalize import Group, MergedFile, group_parts, merge_group, write_success
@@ -30,7 +31,6 @@ from lfm_scan.runs.watch import Watch
 
 _OUR_ERROR: Final = re.compile(r"^lfm_scan\.errors\.(\w+): (.*)$", re.MULTILINE)
 """The last line of a Python traceback that ends in one of our errors."""
-
 
 _ANY_ERROR: Final = re.compile(r"^\s*((?:\w+\.)*\w+(?:Error|Exception): .*)$", re.MULTILINE)
 
@@ -148,7 +148,8 @@ def _scan(run: Run, listener: Listener, stop: GracefulStop) -> tuple[int, Summar
     listener.planned(plan, num_rows_resumed)
     if shards:
         known = None if run.reuse is None else ray.put(scores_of(run.reuse))
-        work = Work(run.job, plan, run.weights, shape, run.config.compute.batch_size, known, StopFlag())
+        to_do = ToDo(run.job, plan, known, StopFlag())
+        work = Work(to_do, run.weights, shape, run.config.compute.batch_size)
         _stream(run, work, shards, listener, stop)
     listener.finalizing()
     parts = run.directory.list_parts()
@@ -164,12 +165,12 @@ def _stream(run: Run, work: Work, shards: Sequence[int], listener: Listener, sto
         StallError: If nothing is finished for too long.
         KeyboardInterrupt: If somebody asked to stop, once the shards begun are finished or have taken too long.
     """
-    watch = Watch(run, work.plan, shards)
+    watch = Watch(run, work.to_do.plan, shards)
     with stop.deferred(), Background(run_pipeline(work, shards)) as receipts:
         try:
             _listen(receipts, work, watch, listener, stop)
         except BaseException as exc:
-            work.stop.set()  # the cluster may outlive this run, and must not go on with it
+            work.to_do.stop.set()  # the cluster may outlive this run, and must not go on with it
             if isinstance(exc, Exception):
                 receipts.wait(_SETTLE_S)
             raise
@@ -182,7 +183,7 @@ def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: L
     deadline = math.inf
     while time.monotonic() < deadline:
         if stop.is_requested and deadline == math.inf:
-            work.stop.set()
+            work.to_do.stop.set()
             deadline = time.monotonic() + _DRAIN_S
         try:
             receipt = receipts.get(timeout_s=_LOOK_EVERY_S)

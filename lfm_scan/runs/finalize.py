@@ -106,7 +106,6 @@ def merge_group(directory: RunDirectory, run_id: str, group: Group) -> MergedFil
     for shard, table, expected in zip(shards, tables, group.rows, strict=True):
         if len(table) != expected:
             raise RunError(f"{directory.part_uri(shard)}: {len(table)} rows, its plan says {expected}")
-    # Shards are consecutive in the plan, which is sorted: this only settles rows within a part.
     merged = _sorted(pa.concat_tables(tables))
     uri = directory.result_uri(group.index)
     outcome = directory.store.create(uri, to_parquet(merged))

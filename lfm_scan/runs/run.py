@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from lfm_scan.concurrency import OrderedMap, map_in_threads
 from lfm_scan.config import ScanConfig, absolute
 from lfm_scan.errors import ConfigError, FingerprintError, RunError
 from lfm_scan.imaging import get_policy
@@ -32,7 +33,7 @@ from lfm_scan.schema import SCHEMA_VERSION
 from lfm_scan.scoring.weights import read_weights
 from lfm_scan.sources.inputs import Input, input_schema
 from lfm_scan.sources.listing import check_sources
-from lfm_scan.sources.select import OrderedMap, carried_types_of, list_inputs, map_in_threads
+from lfm_scan.sources.select import carried_types_of, list_inputs
 from lfm_scan.version import __version__
 
 _NOT_RETRIED: Final = frozenset({"since", "retry_failed", "reuse"})
@@ -118,7 +119,7 @@ def ensure_plan(
         run: As opened.
         num_workers: Cores, or GPUs, that will work on it.
         on_progress: Called with the number of inputs found so far.
-        index_all: How to read the headers of many archives and Parquet files at once.
+        index_all: How to read many archives at once.
 
     Raises:
         RunError: If the sources hold no input, and are not compared with an earlier run.

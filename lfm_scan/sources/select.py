@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final, Protocol, TypeVar
 
 import pyarrow as pa
 
+from lfm_scan.concurrency import OrderedMap, chain_in_threads, map_in_threads
 from lfm_scan.config import absolute
 from lfm_scan.errors import ConfigError
 from lfm_scan.options import InputConfig, StorageConfig
@@ -24,79 +18,6 @@ from lfm_scan.sources.filters import make_filter
 from lfm_scan.sources.inputs import Input, Kind
 from lfm_scan.sources.listing import Source, parse_sources, uncovered
 from lfm_scan.storage import ObjectInfo
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-_INDEX_THREADS: Final = 8
-_CHUNK: Final = 10_000
-_CHUNKS_AHEAD: Final = 2
-
-
-class OrderedMap(Protocol):
-    """Applies a function to every item, several at once, a bounded number ahead, and yields results in order."""
-
-    def __call__(self, function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
-        """Yield the function's result for each item."""
-        ...
-
-
-def map_in_threads(function: Callable[[A], B], items: Iterable[A], /, num_threads: int = _INDEX_THREADS) -> Iterator[B]:
-    """Apply a function in threads of this process: the `OrderedMap` of a single machine."""
-    remaining = iter(items)
-    waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="index") as pool:
-        try:
-            for item in itertools.islice(remaining, 2 * num_threads):
-                waiting.append(pool.submit(function, item))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def chain_in_threads(
-    function: Callable[[A], Iterator[B]], items: Iterable[A], num_threads: int = _INDEX_THREADS
-) -> Generator[B, None, None]:
-    """Yield what a function yields for each item, in order; the next few items are begun ahead, a few chunks each."""
-
-    def start(item: A) -> tuple[queue.Queue[list[B] | BaseException | None], threading.Event]:
-        chunks: queue.Queue[list[B] | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
-        over = threading.Event()
-
-        def put(chunk: list[B] | BaseException | None) -> None:
-            while not over.is_set():
-                with contextlib.suppress(queue.Full):
-                    chunks.put(chunk, timeout=0.1)
-                    return
-
-        def run() -> None:
-            try:
-                results = function(item)
-                while not over.is_set() and (chunk := list(itertools.islice(results, _CHUNK))):
-                    put(chunk)
-                put(None)
-            except BaseException as exc:  # noqa: BLE001 - raised where the results are taken
-                put(exc)
-
-        threading.Thread(target=run, name="index", daemon=True).start()
-        return chunks, over
-
-    remaining = iter(items)
-    begun = deque(start(item) for item in itertools.islice(remaining, num_threads))
-    try:
-        while begun:
-            while (chunk := begun[0][0].get()) is not None:
-                if isinstance(chunk, BaseException):
-                    raise chunk
-                yield from chunk
-            begun.popleft()
-            begun.extend(start(item) for item in itertools.islice(remaining, 1))
-    finally:
-        for _, over in begun:
-            over.set()
 
 
 def list_inputs(
@@ -116,18 +37,15 @@ def list_inputs(
         config: Which of their inputs to take.
         storage: How to reach stores.
         exclude: A folder to leave out: the run directory, which may lie inside a source.
-        index_all: How to read the headers of many archives and Parquet files at once.
+        index_all: How to read many archives at once.
 
     Raises:
         SourceError: If a manifest or an inventory cannot be used.
         StorageError: If a source cannot be listed.
     """
     wanted = make_filter(config)
-    renamed = renaming(config.carry)
     inputs = _all_inputs(parse_sources(sources, storage), config, storage, exclude, index_all)
-    if wanted is not None:
-        inputs = filter(wanted, inputs)
-    return (_rename(each, renamed) for each in inputs) if renamed else inputs
+    return _renamed(inputs if wanted is None else filter(wanted, inputs), config.carry)
 
 
 def carried_types_of(sources: Iterable[str], config: InputConfig, storage: StorageConfig) -> dict[str, pa.DataType]:
@@ -163,9 +81,7 @@ def inputs_in(kind: Container, found: ObjectInfo, config: InputConfig, storage: 
         SourceError: If it cannot be used.
         StorageError: If it is a manifest or an inventory and cannot be read.
     """
-    renamed = renaming(config.carry)
-    inputs = read_container(kind, found, config, storage)
-    return (_rename(each, renamed) for each in inputs) if renamed else inputs
+    return _renamed(read_container(kind, found, config, storage), config.carry)
 
 
 def renaming(carry: Sequence[str]) -> dict[str, str]:
@@ -228,6 +144,11 @@ def _contents(
 
 def _index(kind: Container, config: InputConfig, storage: StorageConfig, found: ObjectInfo) -> list[Input]:
     return list(read_container(kind, found, config, storage))
+
+
+def _renamed(inputs: Iterator[Input], carry: Sequence[str]) -> Iterator[Input]:
+    renamed = renaming(carry)
+    return (_rename(each, renamed) for each in inputs) if renamed else inputs
 
 
 def _rename(each: Input, renamed: dict[str, str]) -> Input:

@@ -7,7 +7,6 @@ waited for, and nothing is held against them.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +17,10 @@ import botocore.exceptions
 
 from lfm_scan.errors import LFMScanError, OutageError
 from lfm_scan.storage.s3_errors import REPLY_ERRORS, Fault, classify, translate
+from lfm_scan.storage.tries import jitter_s
 
 T = TypeVar("T")
 
-_FIRST_WAIT_S: Final = 0.2
-_LONGEST_WAIT_S: Final = 5.0
 _NEVER: Final = threading.Event()
 
 
@@ -162,9 +160,7 @@ class _Failures:
         return None if patience is None else self._judge(exc, fault, failed_at, patience)
 
     def _wait(self) -> None:
-        """Full jitter, up to 0.2, 0.4, ... 5 s."""
-        longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (self._num_tries - 1))
-        if self._stop.wait(random.uniform(0, longest_s)):  # noqa: S311
+        if self._stop.wait(jitter_s(self._num_tries)):
             raise StoppedError
 
     def _judge(self, exc: Exception, fault: Fault, failed_at: float, patience: float) -> LFMScanError | None:

@@ -33,10 +33,15 @@ class PassingError(Exception):
         self.asked_wait_s = asked_wait_s
 
 
+def jitter_s(num_tries: int) -> float:
+    """Return how long to wait after so many failed tries: full jitter, up to 0.2, 0.4, ... 5 s."""
+    return random.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (num_tries - 1)))  # noqa: S311
+
+
 def keep_trying(attempt: Callable[[], T], max_attempts: int) -> T:
     """Call until it works, fails for good, or has failed too often.
 
-    Between tries it waits: full jitter, up to 0.2, 0.4, ... 5 s, and as long as the server asks for, up to 30 s.
+    Between tries it waits: `jitter_s`, and as long as the server asks for, up to 30 s.
 
     Args:
         attempt: Makes one try; raises PassingError if another one may work.
@@ -51,7 +56,6 @@ def keep_trying(attempt: Callable[[], T], max_attempts: int) -> T:
         except PassingError as exc:
             if not tries_left:
                 raise exc.error from exc
-            longest_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (max_attempts - tries_left - 1))
             asked_s = min(_LONGEST_ASKED_WAIT_S, exc.asked_wait_s)
-        time.sleep(asked_s + random.uniform(0, longest_s))  # noqa: S311
+        time.sleep(asked_s + jitter_s(max_attempts - tries_left))
     raise AssertionError("unreachable: the last try returns or raises")

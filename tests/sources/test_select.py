@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lfm_scan.concurrency import chain_in_threads, map_in_threads
 from lfm_scan.errors import ConfigError, NotFoundError, SourceError
 from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.sources.containers import Container, container_named
@@ -21,7 +22,7 @@ from lfm_scan.sources.filters import make_filter
 from lfm_scan.sources.globs import expand_braces, glob_matcher
 from lfm_scan.sources.inputs import INPUT_SCHEMA, Input, Kind, from_table, input_schema, to_table
 from lfm_scan.sources.listing import check_sources, parse_sources
-from lfm_scan.sources.select import carried_types_of, chain_in_threads, list_inputs, map_in_threads
+from lfm_scan.sources.select import carried_types_of, list_inputs
 from lfm_scan.status import Status
 from tests.servers import S3Server
 

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from lfm_scan.errors import AccessDeniedError, StorageError
-from lfm_scan.storage import S3Store, StorageConfig, s3_listing, s3_retry
+from lfm_scan.storage import S3Store, StorageConfig, s3_listing, tries
 from tests.servers import Reply, Request, S3Server, ScriptedServer
 
 _ROOT = "s3://bucket/"
@@ -88,8 +88,8 @@ def list_threads() -> list[str]:
 
 @pytest.fixture
 def _quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_retry, "_FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(s3_retry, "_LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(tries, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(tries, "_LONGEST_WAIT_S", 0.01)
 
 
 # --- Exactness ---

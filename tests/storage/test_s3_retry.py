@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lfm_scan.errors import NotFoundError, OutageError, StorageError, UnreachableError
-from lfm_scan.storage import S3Store, StorageConfig, s3_retry
+from lfm_scan.storage import S3Store, StorageConfig, tries
 from lfm_scan.storage.s3_client import open_client
 from lfm_scan.storage.s3_retry import Health
 from tests.servers import Reply, Request, ScriptedServer, free_port
@@ -27,8 +27,8 @@ _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request r
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_retry, "_FIRST_WAIT_S", 0.02)
-    monkeypatch.setattr(s3_retry, "_LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(tries, "_FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(tries, "_LONGEST_WAIT_S", 0.05)
 
 
 def good(request: Request) -> Reply:
