@@ -16,6 +16,13 @@ from tests.servers import S3Server, run_s3_server
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give all tests that start or share a Ray to one worker of pytest-xdist: two at once would fight for the cores."""
+    for item in items:
+        if {"cli", "distributed"} & {part.name for part in item.path.parents}:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server that refuses unsigned requests."""
