@@ -16,7 +16,8 @@
         ├── FingerprintError    the run directory belongs to a scan with other settings
         ├── FailureRateError    more images failed than the user allows
         ├── StallError          no shard was finished for longer than the user allows
-        └── SourceError         a manifest, inventory or archive is not what it should be
+        ├── SourceError         a manifest, inventory or archive is not what it should be
+        └── TrainingError       a training cannot start or go on: its data, its losses, or its state
 
 They cross process boundaries inside Ray, so each can be pickled: positional arguments only.
 """
@@ -111,3 +112,7 @@ class StallError(RunError):
 
 class SourceError(RunError):
     """A manifest, an inventory or an archive is not what it should be."""
+
+
+class TrainingError(RunError):
+    """A training cannot start or go on: its data, its losses, or its saved state are not what they should be."""

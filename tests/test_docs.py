@@ -36,7 +36,7 @@ def test_results_page_explains_every_column_and_value() -> None:
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
-    command = next(line for line in (REPOSITORY / "README.md").read_text().splitlines() if line.endswith(" -m pytest"))
+    command = next(line for line in (REPOSITORY / "README.md").read_text().splitlines() if " -m pytest" in line)
 
     assert command in (REPOSITORY / ".ci" / "run").read_text()
 
