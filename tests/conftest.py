@@ -16,6 +16,7 @@ from tests.servers import S3Server, run_s3_server
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give all tests that start or share a Ray to one worker of pytest-xdist: two at once would fight for the cores."""
     for item in items:
