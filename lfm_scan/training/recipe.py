@@ -5,7 +5,7 @@ Source: LFM section 4 and the authors' published code (arXiv 2508.17029).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from lfm_scan.errors import ConfigError
@@ -47,7 +47,7 @@ class Recipe:
     alpha: float = 0.1
     rbld: Variant | None = "paper"
     rks: Variant | None = "paper"
-    architecture: ArchitectureConfig = ArchitectureConfig()
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
 
     def __post_init__(self) -> None:
         if self.crop_px % 2 or not 48 <= self.crop_px <= 256:
