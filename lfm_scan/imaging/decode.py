@@ -79,7 +79,7 @@ def recognise(data: bytes, limits: ImageLimits) -> str:
     return fmt
 
 
-def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage:
+def decode_bytes(data: bytes, limits: ImageLimits | None = None, *, traces: bool = True) -> DecodedImage:
     """Decode an image file.
 
     A file whose end is missing is refused, or with `limits.score_truncated` decoded as far as it goes. A JPEG that was
@@ -88,6 +88,8 @@ def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage
     Args:
         data: The whole file.
         limits: Bounds, checked from the header before any pixel is decoded.
+        traces: Search the pixels for traces of JPEG, which takes longer than most decodes. Without it, lossy says what
+            the file says.
 
     Raises:
         ImageError: With status empty, unsupported, corrupt, truncated, too_large or too_small, and whatever was
@@ -97,14 +99,14 @@ def decode_bytes(data: bytes, limits: ImageLimits | None = None) -> DecodedImage
     fmt = recognise(data, limits)
     try:
         with PILLOW.strict():
-            return _decode(data, fmt, limits)
+            return _decode(data, fmt, limits, traces)
     except ImageError as exc:
         if exc.status != Status.TRUNCATED or not limits.score_truncated:
             raise
         as_a_whole = exc
     try:
         with PILLOW.lenient():
-            return replace(_decode(data, fmt, limits), truncated=True)
+            return replace(_decode(data, fmt, limits, traces), truncated=True)
     except ImageError:
         raise as_a_whole from None
 
@@ -121,21 +123,21 @@ def decode_image(image: Image.Image, limits: ImageLimits | None = None) -> Decod
         ImageError: As `decode_bytes`.
     """
     with PILLOW.strict():
-        return _decode_opened(image, limits or ImageLimits(), None)
+        return _decode_opened(image, limits or ImageLimits(), None, traces=True)
 
 
-def _decode(data: bytes, fmt: str, limits: ImageLimits) -> DecodedImage:
+def _decode(data: bytes, fmt: str, limits: ImageLimits, traces: bool) -> DecodedImage:
     info = ImageInfo(format=fmt)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the row tells what matters
             with Image.open(io.BytesIO(data), formats=[fmt]) as image:
-                return _decode_opened(image, limits, data)
+                return _decode_opened(image, limits, data, traces=traces)
     except (UnidentifiedImageError, *_DECODER_ERRORS) as exc:
         raise _translate(exc, data, info, limits) from exc
 
 
-def _decode_opened(image: Image.Image, limits: ImageLimits, data: bytes | None) -> DecodedImage:
+def _decode_opened(image: Image.Image, limits: ImageLimits, data: bytes | None, *, traces: bool) -> DecodedImage:
     info = _header_info(image, data)
     _check_size(image, info, limits)
     try:
@@ -152,7 +154,7 @@ def _decode_opened(image: Image.Image, limits: ImageLimits, data: bytes | None) 
         rgb = _to_rgb(image, info)
     except _DECODER_ERRORS as exc:
         raise _translate(exc, data or b"", info, limits) from exc
-    return DecodedImage(rgb, _with_traces(info, rgb))
+    return DecodedImage(rgb, _with_traces(info, rgb) if traces else info)
 
 
 def _header_info(image: Image.Image, data: bytes | None) -> ImageInfo:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Final
 
 import pyarrow as pa
 
 from lfm_scan.options import InputConfig, StorageConfig
+from lfm_scan.sources import manifest, table
 from lfm_scan.sources.inputs import Input
 from lfm_scan.sources.inventory import read_inventory
 from lfm_scan.sources.manifest import read_manifest, without_query
@@ -69,3 +70,23 @@ def types_in(kind: Container, found: ObjectInfo, config: InputConfig, storage: S
     if kind is Container.TABLE:
         return carried_types(open_store(found.uri, storage), found, config)
     return dict.fromkeys(config.carry, pa.string())
+
+
+def columns_among(kind: Container, found: ObjectInfo, names: Sequence[str], storage: StorageConfig) -> list[str]:
+    """Return those of some columns' names that can be carried from a container.
+
+    Any name may be the suffix of side data in an archive, so all of them can.
+
+    Raises:
+        SourceError: If it is a damaged manifest.
+        StorageError: If it is a manifest and cannot be read.
+    """
+    match kind:
+        case Container.ARCHIVE:
+            return list(names)
+        case Container.TABLE:
+            return table.columns_among(open_store(found.uri, storage), found, names)
+        case Container.MANIFEST:
+            return manifest.columns_among(open_store(found.uri, storage), found, names)
+        case Container.INVENTORY:
+            return []

@@ -61,10 +61,7 @@ def read_manifest(store: Store, found: ObjectInfo, config: InputConfig) -> Itera
         SourceError: If it has no usable column, is no text, is damaged, or its name ends otherwise.
         StorageError: If it cannot be read.
     """
-    name = without_query(found.uri).lower()
-    plain = name.removesuffix(".gz")
-    suffix = plain[plain.rfind(".") :]
-    lines = open_lines(store, found, compressed=plain != name)
+    suffix, lines = _open(store, found)
     if suffix in _DELIMITERS:
         rows = _csv_rows(found.uri, read_records(lines, _DELIMITERS[suffix]), config)
     elif suffix in _JSON_LINES:
@@ -77,6 +74,28 @@ def read_manifest(store: Store, found: ObjectInfo, config: InputConfig) -> Itera
     folder = folder_of(found.uri)
     for number, value, carried in rows:
         yield named_input(value, folder, f"{found.uri}#line={number}", carried)
+
+
+def columns_among(store: Store, found: ObjectInfo, names: Sequence[str]) -> list[str]:
+    """Return those of some columns' names that a manifest has: CSV by its header, JSON lines perhaps any, a list none.
+
+    Args:
+        store: The manifest lies in.
+        found: The manifest.
+        names: Of columns that it may have.
+
+    Raises:
+        SourceError: If it is damaged.
+        StorageError: If it cannot be read.
+    """
+    suffix, lines = _open(store, found)
+    if suffix in _JSON_LINES:
+        return list(names)
+    if suffix not in _DELIMITERS:
+        return []
+    header = next((cells for _, cells in read_records(lines, _DELIMITERS[suffix]) if cells), None)
+    has = {name.strip() for name in header} if isinstance(header, list) else set()
+    return [name for name in names if name in has]
 
 
 def named_input(value: object, folder: str, place: str, carried: Mapping[str, Any]) -> Input:
@@ -109,6 +128,13 @@ def listed(names: Sequence[str]) -> str:
     """Return names for an error message, which a file may have thousands of, each as long as it likes."""
     shown = ", ".join(f"{name!r:.60}" for name in names[:_MAX_SHOWN])
     return shown + (f" and {len(names) - _MAX_SHOWN:,} more" if len(names) > _MAX_SHOWN else "")
+
+
+def _open(store: Store, found: ObjectInfo) -> tuple[str, Iterator[tuple[int, str | BadLine]]]:
+    """Return the suffix that tells a manifest's format, and its lines."""
+    name = without_query(found.uri).lower()
+    plain = name.removesuffix(".gz")
+    return plain[plain.rfind(".") :], open_lines(store, found, compressed=plain != name)
 
 
 def _csv_rows(uri: str, records: Iterator[tuple[int, list[str] | BadLine]], config: InputConfig) -> Iterator[_Row]:

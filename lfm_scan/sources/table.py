@@ -85,6 +85,21 @@ def carried_types(store: Store, found: ObjectInfo, config: InputConfig) -> dict[
     return _carried_types(found.uri, file.schema, config)
 
 
+def columns_among(store: Store, found: ObjectInfo, names: Sequence[str]) -> list[str]:
+    """Return those of some columns' names that a Parquet file has; none if it cannot be read.
+
+    Raises:
+        OutageError: If the store answers nobody.
+    """
+    try:
+        schema = open_parquet(open_object(store, found, chunk_bytes=_PLANNING_BYTES)).schema
+    except OutageError:
+        raise
+    except (StorageError, ImageError):
+        return []
+    return [name for name in names if schema.get_field_index(name) >= 0]
+
+
 def read_cells(
     store: Store, inputs: Sequence[Input], max_bytes: int, config: InputConfig
 ) -> Iterator[Fetched | ImageError]:
