@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from lfm_scan.model import LFM, CheckpointMetadata, save_checkpoint
 from lfm_scan.storage.s3_client import forget_clients
@@ -16,12 +17,16 @@ from tests.servers import S3Server, run_s3_server
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give all tests that start or share a Ray to one worker of pytest-xdist: two at once would fight for the cores."""
-    for item in items:
-        if {"cli", "distributed"} & {part.name for part in item.path.parents}:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+class _RayTogether(LoadScopeScheduling):  # type: ignore[misc]  # has no types
+    """Gives all tests that start or share a Ray to one worker: two Rays at once would fight for the cores."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith(("tests/cli/", "tests/distributed/")) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _RayTogether:
+    """Tell pytest-xdist how to spread the tests."""
+    return _RayTogether(config, log)
 
 
 @pytest.fixture(scope="session")
