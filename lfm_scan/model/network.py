@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_scan.model.layers import NPR, GlobalAvgPool, GlobalMaxPool, SpatialAttentionPool, TopKPool
-from lfm_scan.model.regularizers import RankLinearDropout, Variant, random_k_sample
+from lfm_scan.model.regularizers import Draw, RankLinearDropout, Variant, random_k_sample
 
 Pooling = Literal["gap", "gmp", "cbam", "tkp"]
 
@@ -101,23 +101,37 @@ class LFM(nn.Module):
         """Return logits (B,)."""
         return self.classify(self.rbld(self.pool(self.feature_map(images_bchw))))
 
-    def forward_train(self, images_bchw: Tensor, rks: Variant | None = "paper") -> tuple[Tensor, Tensor | None]:
+    def forward_train(
+        self, images_bchw: Tensor, rks: Variant | None = "paper", draw: Draw | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the logits of the main loss and of the auxiliary one, both (B,), from one pass over the map.
 
         Args:
             images_bchw: As for `forward`.
             rks: Variant of random-k sampling, or None for no auxiliary logits. Needs top-k pooling.
+            draw: Source of chance for RBLD and RKS. Default: torch's global generator.
 
         Raises:
             ValueError: If `rks` is given and the pooling is not top-k.
         """
-        feature_map = self.feature_map(images_bchw)
-        logits = self.classify(self.rbld(self.pool(feature_map)))
+        return self.classify_train(self.feature_map(images_bchw), rks, draw)
+
+    def classify_train(
+        self, map_bchw: Tensor, rks: Variant | None = "paper", draw: Draw | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `forward_train` does, from a map (B, 64, H', W') that may have been made at lower precision.
+
+        Raises:
+            ValueError: If `rks` is given and the pooling is not top-k.
+        """
+        values = self.pool(map_bchw)
+        dropped = self.rbld(values, draw) if isinstance(self.rbld, RankLinearDropout) else values
+        logits = self.classify(dropped)
         if rks is None:
             return logits, None
         if self.config.pooling != "tkp":
             raise ValueError(f"RKS shares the head of tkp pooling and cannot be used with {self.config.pooling}")
-        return logits, self.classify(random_k_sample(feature_map, self.config.k, rks))
+        return logits, self.classify(random_k_sample(map_bchw, self.config.k, rks, draw))
 
     def feature_map(self, images_bchw: Tensor) -> Tensor:
         """Return the projected map (B, 64, H', W'); for 256x256 and depth 5, 30x30."""

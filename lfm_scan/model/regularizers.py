@@ -8,12 +8,16 @@ Shape legend: B batch, C channels, H W map height and width, K values kept a cha
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from collections.abc import Callable
+from typing import Literal, TypeAlias, assert_never
 
 import torch
 from torch import Tensor, nn
 
 Variant = Literal["paper", "published"]
+Purpose = Literal["rbld", "rks"]
+Draw: TypeAlias = Callable[[Purpose, torch.Size], Tensor]
+"""Returns uniform numbers in [0, 1) of a shape (B, ...), for one purpose: how a caller takes chance into its hands."""
 
 
 class RankLinearDropout(nn.Module):
@@ -51,11 +55,19 @@ class RankLinearDropout(nn.Module):
         self.register_buffer("keep_k", 1 - drop_k, persistent=False)
         self.register_buffer("scale_k", scale_k, persistent=False)
 
-    def forward(self, values_bck: Tensor) -> Tensor:
-        """Return (B, C, K)."""
+    def forward(self, values_bck: Tensor, draw: Draw | None = None) -> Tensor:
+        """Return (B, C, K); a value survives where its uniform number is below its keep probability.
+
+        Args:
+            values_bck: Top-k values in descending order.
+            draw: Source of the numbers, (B, C, K). Default: torch's global generator.
+        """
         if not self.training:
             return values_bck
-        kept = torch.bernoulli(self.keep_k.expand_as(values_bck))
+        if draw is None:
+            kept = torch.bernoulli(self.keep_k.expand_as(values_bck))
+        else:
+            kept = draw("rbld", values_bck.shape).to(self.keep_k.device) < self.keep_k
         return values_bck * kept.to(values_bck.dtype) * self.scale_k.to(values_bck.dtype)
 
     def extra_repr(self) -> str:
@@ -63,7 +75,7 @@ class RankLinearDropout(nn.Module):
         return f"k={self.k}, variant={self.variant!r}, p_min={self.p_min}, p_max={self.p_max}"
 
 
-def random_k_sample(x_bchw: Tensor, k: int, variant: Variant = "paper") -> Tensor:
+def random_k_sample(x_bchw: Tensor, k: int, variant: Variant = "paper", draw: Draw | None = None) -> Tensor:
     """Draw k positions of each channel without replacement and sort their values (RKS).
 
     The result goes through the same head as the top-k values, for the auxiliary loss of weight alpha. Every
@@ -74,6 +86,7 @@ def random_k_sample(x_bchw: Tensor, k: int, variant: Variant = "paper") -> Tenso
         k: Values a channel, at most H * W.
         variant: "paper": descending, the order of top-k, so that one head reads both alike. "published":
             ascending, as the authors' code has it (where the auxiliary loss is switched off).
+        draw: Source of uniform numbers, (B, C, H * W). Default: torch's global generator.
 
     Returns:
         (B, C, K), differentiable with respect to the map.
@@ -85,5 +98,6 @@ def random_k_sample(x_bchw: Tensor, k: int, variant: Variant = "paper") -> Tenso
     if flat.shape[-1] < k:
         raise ValueError(f"cannot draw {k} positions without replacement from a map of {flat.shape[-1]}")
     # The k largest of uniform noise are k positions drawn without replacement, for all channels in one call.
-    positions = torch.rand(flat.shape, device=flat.device).topk(k, dim=-1).indices
+    noise = torch.rand(flat.shape, device=flat.device) if draw is None else draw("rks", flat.shape).to(flat.device)
+    positions = noise.topk(k, dim=-1).indices
     return flat.gather(-1, positions).sort(dim=-1, descending=variant == "paper").values
