@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from lfm_scan.concurrency import OrderedMap, map_in_threads
 from lfm_scan.errors import ConfigError, TrainingError
-from lfm_scan.options import InputConfig, StorageConfig, flag_of
+from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.sources.containers import Container, columns_among
 from lfm_scan.sources.globs import first_wildcard
 from lfm_scan.sources.inputs import INPUT_SCHEMA, Input, Kind, input_schema, to_table
@@ -34,6 +34,7 @@ from lfm_scan.sources.select import list_inputs, renaming
 from lfm_scan.sources.tar import IMAGE_SUFFIXES
 from lfm_scan.status import Status
 from lfm_scan.storage import name_of
+from lfm_scan.training.columns import LabelColumns
 from lfm_scan.training.samples import GENERATED, REAL, SAMPLE_SCHEMA, Split
 
 _logger = logging.getLogger(__name__)
@@ -45,36 +46,6 @@ _LABELS: Final = {"0": REAL, "false": REAL, "real": REAL, "1": GENERATED, "true"
 _NAMES: Final = {REAL: "real", GENERATED: "generated"}
 _ARCHIVE_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
 _HASHES: Final = 2**64
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelColumns:
-    """Columns of a manifest, a Parquet file or a scan's results that label images; a source may lack any of them.
-
-    Attributes:
-        label_column: 0, false or real; 1, true, fake or generated. Without it, folders named 0_real and 1_fake tell.
-        set_column: Name of the data set; metrics are given for each.
-        class_column: What the image shows.
-        pair_column: Images with the same value show the same content: they are augmented alike and never split.
-    """
-
-    label_column: str = "label"
-    set_column: str = "set"
-    class_column: str = "class"
-    pair_column: str = "pair"
-
-    def __post_init__(self) -> None:
-        names = self.names
-        for flag in ("label_column", "set_column", "class_column", "pair_column"):
-            if not getattr(self, flag):
-                raise ConfigError(f"{flag_of(flag)} names no column")
-        if len(set(names)) != len(names):
-            raise ConfigError(f"one column cannot be two of label, set, class and pair: {', '.join(names)}")
-
-    @property
-    def names(self) -> tuple[str, str, str, str]:
-        """Of the columns, in the order label, set, class, pair."""
-        return self.label_column, self.set_column, self.class_column, self.pair_column
 
 
 @dataclass(slots=True)

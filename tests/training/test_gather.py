@@ -14,7 +14,8 @@ import pytest
 
 from lfm_scan.errors import ConfigError, NotFoundError, TrainingError
 from lfm_scan.options import InputConfig, StorageConfig
-from lfm_scan.training.gather import LabelColumns, gather_samples, split_off
+from lfm_scan.training.columns import LabelColumns
+from lfm_scan.training.gather import gather_samples, split_off
 from lfm_scan.training.samples import SAMPLE_SCHEMA, Split
 
 TREE = ("a/0_real/1.png", "a/1_fake/1.png", "a/1_fake/2.png", "b/dog/0_real/x.png", "b/dog/1_fake/x.jpg")
@@ -28,12 +29,9 @@ def _write(root: Path, names: tuple[str, ...] = TREE) -> Path:
     return root
 
 
-def _gather(
-    *sources: Path | str, split: Split = Split.TRAIN, inputs: InputConfig | None = None, **columns: str
-) -> pa.Table:
-    return gather_samples(
-        [str(source) for source in sources], inputs or InputConfig(), StorageConfig(), LabelColumns(**columns), split
-    )
+def _gather(*sources: Path | str, inputs: InputConfig | None = None, columns: LabelColumns | None = None) -> pa.Table:
+    names = [str(source) for source in sources]
+    return gather_samples(names, inputs or InputConfig(), StorageConfig(), columns or LabelColumns(), Split.TRAIN)
 
 
 def _rows(table: pa.Table, *names: str) -> dict[str, tuple[Any, ...]]:
@@ -116,7 +114,7 @@ def test_side_data_of_a_web_data_set_labels_its_images(tmp_path: Path) -> None:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
 
-    assert _rows(_gather(path, label_column="cls"), "label", "set") == {
+    assert _rows(_gather(path, columns=LabelColumns(label_column="cls")), "label", "set") == {
         "shard.tar#1.png": (0, "shard"),
         "shard.tar#2.png": (1, "shard"),
     }
@@ -156,11 +154,11 @@ def test_every_format_of_a_manifest_carries_the_same_columns(tmp_path: Path) -> 
     (tmp_path / "m.csv").write_text("\n".join(lines))
     (tmp_path / "m.jsonl").write_text("\n".join(str(row).replace("'", '"') for row in rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
-    columns = {"label_column": "is_ai", "set_column": "source", "class_column": "topic", "pair_column": "group"}
+    columns = LabelColumns(label_column="is_ai", set_column="source", class_column="topic", pair_column="group")
     expected = {"1.png": (0, "s", "t", "p1"), "2.png": (1, "s", "t", "p1")}
 
     for name in ("m.csv", "m.jsonl", "m.parquet"):
-        assert _rows(_gather(tmp_path / name, **columns), "label", "set", "class", "pair") == expected
+        assert _rows(_gather(tmp_path / name, columns=columns), "label", "set", "class", "pair") == expected
 
 
 @pytest.mark.parametrize("values", [[0, 1, None], [False, True, None], [0.0, 1.0, None], ["real", "fake", ""]])
@@ -180,7 +178,7 @@ def test_a_column_of_any_type_labels_and_an_empty_value_leaves_it_to_the_folder(
 def test_a_column_whose_name_the_results_of_a_scan_have_can_hold_the_set(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("uri,label,format\n/x/1.png,1,mine\n")
 
-    assert _rows(_gather(tmp_path / "m.csv", set_column="format"), "set") == {"1.png": ("mine",)}
+    assert _rows(_gather(tmp_path / "m.csv", columns=LabelColumns(set_column="format")), "set") == {"1.png": ("mine",)}
 
 
 def test_results_of_a_scan_with_a_carried_label_are_a_manifest(tmp_path: Path) -> None:
