@@ -26,7 +26,7 @@ class ScanConfig:
     Attributes:
         sources: Folders, files, globs, s3://bucket/prefix, tar or Parquet files, manifests, or an S3 Inventory.
         output: Run directory, local or s3://. A run that was interrupted there goes on.
-        weights: "bundled", or the path or s3:// URI of a checkpoint.
+        weights: "bundled", "published" (the authors' file, fetched once), or the path or s3:// URI of a checkpoint.
         preprocess: How an image becomes 256x256. Default: the policy that the checkpoint names.
         threshold: Images that score above it are flagged, 0 to 1.
         flag_unassessable: Flag by score alone, even where the score means nothing for the image.

@@ -29,7 +29,7 @@ class Scorer:
             print(result.status, result.score, result.assessable, result.flagged)
 
     Args:
-        weights: "bundled", or the path or s3:// URI of a checkpoint.
+        weights: "bundled", "published" (the authors' file, fetched once), or the path or s3:// URI of a checkpoint.
         preprocess: Policy id. Default: the one the checkpoint names.
         device: "auto", "cpu" or "cuda".
         threshold: Scores above it are flagged, in [0, 1].
