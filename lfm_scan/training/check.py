@@ -30,6 +30,7 @@ _MAX_EXAMPLES: Final = 3
 _MARKER: Final = 0xFF
 _DQT: Final = 0xDB
 _SOS: Final = 0xDA
+_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -85,13 +86,14 @@ def check_chunk(recipe: Recipe, reader: SampleReader, samples: pa.Table) -> pa.T
 
 
 def quantization_digest(file: bytes) -> str | None:
-    """Return a digest of a JPEG's quantisation tables, None of another file.
+    """Return a digest of a JPEG's quantisation tables and chroma sampling, None of another file.
 
-    Files with equal tables, whatever else differs, have the same digest: 16 hexadecimal digits.
+    Files that are equal in both, whatever else differs, have the same digest: 16 hexadecimal digits.
     """
     if not file.startswith(b"\xff\xd8\xff"):
         return None
     tables: dict[int, bytes] = {}
+    sampling = b""
     position = 2
     while position + 4 <= len(file) and file[position] == _MARKER:
         kind = file[position + 1]
@@ -103,8 +105,10 @@ def quantization_digest(file: bytes) -> str | None:
         end = position + 2 + int.from_bytes(file[position + 2 : position + 4], "big")
         if kind == _DQT:
             tables |= _tables_in(file[position + 4 : end])
+        elif kind in _FRAMES:
+            sampling = file[position + 11 : end : 3]  # of three bytes a component, the second
         position = end
-    content = b"".join(bytes([number]) + tables[number] for number in sorted(tables))
+    content = b"".join(tables[number] for number in sorted(tables)) + sampling
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 

@@ -21,11 +21,16 @@ from lfm_scan.training.loading import usable
 from lfm_scan.training.samples import GENERATED, REAL, Split
 
 ATTRIBUTES: Final = ("format", "size", "quantization", "jpeg_quality", "lossy", "bytes_per_pixel")
-"""What is compared with the label; size is width x height, bytes_per_pixel the bin between quantiles of a set's own."""
+"""What is compared with the label.
+
+Size is width x height. Bytes per pixel, in bins of equal counts, stand for the quality of lossy files that do not tell
+it. Of a lossless file they follow from its pixels, which the network may look at, and of a JPEG the tables say more.
+"""
 
 POOLED: Final = None
 """The scope of a figure over all sets."""
 
+_OF_UNTOLD_QUALITY: Final = frozenset({"WEBP", "AVIF", "TIFF"})
 _NUM_BINS: Final = 8
 _NUM_SHUFFLES: Final = 99
 _SEED: Final = 0
@@ -171,15 +176,18 @@ def _texts(training: pa.Table, attribute: str) -> NDArray[np.object_]:
 
 
 def _binned(training: pa.Table) -> NDArray[np.object_]:
-    """Return between which quantiles each file's bytes per pixel lie."""
-    columns = (training[name].to_numpy().astype(np.float64) for name in ("num_bytes", "width", "height"))
-    num_bytes, width, height = columns
-    if not len(num_bytes):
-        return np.array([], dtype=object)
-    ratios = num_bytes / (width * height)
-    edges = np.unique(np.quantile(ratios, np.arange(1, _NUM_BINS) / _NUM_BINS))
-    names = [f"below {edges[0]:.3g}", *(f"from {edge:.3g}" for edge in edges)]
-    return np.array([names[place] for place in np.searchsorted(edges, ratios, side="right")], dtype=object)
+    """Return between which quantiles the bytes per pixel lie of the files that they say something of."""
+    is_lossy, formats = training["lossy"].to_pylist(), training["format"].to_pylist()
+    which = [lossy and fmt in _OF_UNTOLD_QUALITY for lossy, fmt in zip(is_lossy, formats, strict=True)]
+    texts = np.full(len(which), "none", dtype=object)
+    rows = np.flatnonzero(which)
+    if len(rows):
+        num_bytes, width, height = (training[name].to_numpy()[rows] for name in ("num_bytes", "width", "height"))
+        ratios = num_bytes / (width.astype(np.float64) * height)
+        edges = np.unique(np.quantile(ratios, np.arange(1, _NUM_BINS) / _NUM_BINS))
+        names = [f"below {edges[0]:.3g}", *(f"from {edge:.3g}" for edge in edges)]
+        texts[rows] = [names[place] for place in np.searchsorted(edges, ratios, side="right")]
+    return texts
 
 
 def _measure(attribute: str, scope: str | None, texts: NDArray[np.object_], labels: NDArray[np.int64]) -> Leak:

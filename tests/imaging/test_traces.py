@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from lfm_scan.imaging import decode_bytes
 from lfm_scan.imaging.traces import MIN_COMBS, MIN_PROMINENCE, Traces, find_jpeg_traces, measure_traces
 from tests.awkward import encode
 
@@ -215,3 +216,11 @@ def test_looking_changes_nothing() -> None:
     before = image.copy()
     found(image)
     assert image == before
+
+
+def test_a_decode_may_leave_out_the_search() -> None:
+    once_jpeg = encode(through_jpeg(photograph(), quality=75), "PNG")
+
+    assert decode_bytes(once_jpeg).info.lossy
+    without = decode_bytes(once_jpeg, traces=False).info
+    assert (without.lossy, without.lossy_evidence, without.jpeg_quality) == (False, None, None)

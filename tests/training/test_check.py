@@ -116,6 +116,9 @@ def test_the_digest_tells_quantisation_tables_and_nothing_else() -> None:
 
     assert len({quantization_digest(file) for file in [*same, one_segment]}) == 1
     assert len({quantization_digest(file) for file in [same[0], *other]}) == 4
+    sampled = [encoded("JPEG", quality=80, subsampling=chroma) for chroma in ("4:4:4", "4:2:2", "4:2:0")]
+    assert len({quantization_digest(file) for file in sampled}) == 3
+    assert quantization_digest(sampled[2]) == quantization_digest(same[0])
     assert one_segment != same[0]
     assert quantization_digest(encoded("PNG")) is None
 

@@ -52,7 +52,7 @@ def test_files_that_are_alike_tell_nothing() -> None:
         ("jpeg_quality", {"jpeg_quality": (75, None)}),
         ("lossy", {"lossy": (True, False)}),
         ("size", {"width": (256, 512), "height": (512, 256)}),
-        ("bytes_per_pixel", {"num_bytes": (50_000, 150_000)}),
+        ("bytes_per_pixel", {"num_bytes": (50_000, 150_000), "lossy": (True, True), "format": ("WEBP", "WEBP")}),
     ],
 )
 def test_an_attribute_that_differs_by_class_tells_the_label_and_no_other_does(
@@ -62,6 +62,22 @@ def test_an_attribute_that_differs_by_class_tells_the_label_and_no_other_does(
 
     assert shares.pop(attribute) == pytest.approx(1, abs=0.02)  # but for chance
     assert set(shares.values()) == {0.0}
+
+
+@pytest.mark.parametrize("saved", [{"format": ("PNG", "PNG")}, {"format": ("JPEG", "JPEG"), "lossy": (True, True)}])
+def test_bytes_per_pixel_are_no_leak_where_the_pixels_or_the_tables_decide_them(
+    saved: dict[str, tuple[object, object]],
+) -> None:
+    assert _shares(_samples(100, num_bytes=(50_000, 150_000), **saved)) == dict.fromkeys(ATTRIBUTES, 0.0)
+
+
+def test_bytes_per_pixel_are_binned_in_equal_counts() -> None:
+    rows: list[dict[str, object]] = [
+        {"label": number % 2, "format": "AVIF", "lossy": True, "num_bytes": 1000 * number} for number in range(80)
+    ]
+    values = find_leaks(made_up(rows)).values["bytes_per_pixel"]
+
+    assert [share for _, share in values["real"]] == [0.125] * 3
 
 
 def test_what_many_values_tell_by_chance_counts_as_nothing() -> None:
