@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lfm_scan.model import RankLinearDropout, random_k_sample
-from lfm_scan.model.regularizers import Variant
+from lfm_scan.model import LFM, ArchitectureConfig, RankLinearDropout, random_k_sample
+from lfm_scan.model.regularizers import Purpose, Variant
 
 _NUM_DRAWS = 200_000
 # Five standard errors of a share of 200,000 draws: about 0.005.
@@ -113,3 +113,57 @@ def test_rks_sends_the_gradient_to_the_drawn_positions_alone() -> None:
 def test_rks_refuses_a_map_with_too_few_positions() -> None:
     with pytest.raises(ValueError, match="cannot draw 16 positions without replacement from a map of 9"):
         random_k_sample(torch.zeros(1, 2, 3, 3), 16)
+
+
+def test_rbld_keeps_the_values_whose_number_is_below_their_keep_probability() -> None:
+    numbers = torch.tensor([[0.69, 0.79, 0.89], [0.71, 0.81, 0.91], [0.69, 0.81, 0.89]]).view(1, 3, 3)
+    kept = RankLinearDropout(3)(torch.ones(1, 3, 3), lambda _purpose, _shape: numbers) != 0
+    assert kept.tolist() == [[[True, True, True], [False, False, False], [True, False, True]]]
+
+
+@pytest.mark.parametrize("variant", ["paper", "published"])
+def test_rbld_drops_as_often_with_numbers_of_the_callers(variant: Variant) -> None:
+    values = torch.arange(16, 0, -1).float().expand(_NUM_DRAWS, 1, 16)
+    dropout = RankLinearDropout(16, variant)
+    out = dropout(values, lambda _purpose, shape: torch.rand(shape))
+    expected = torch.linspace(0.3, 0.1, 16) if variant == "paper" else torch.full((16,), 0.1)
+    torch.testing.assert_close((out == 0).float().mean(dim=(0, 1)), expected, rtol=0, atol=_TOLERANCE)
+    torch.testing.assert_close(out.mean(dim=(0, 1)), values[0, 0], rtol=0.01, atol=0)
+
+
+def test_rbld_sends_each_survivor_its_scaled_gradient_and_the_dropped_none() -> None:
+    values = torch.ones(1, 2, 3, requires_grad=True)
+    numbers = torch.tensor([[0.0, 0.99, 0.0], [0.99, 0.0, 0.99]]).view(1, 2, 3)
+    RankLinearDropout(3)(values, lambda _purpose, _shape: numbers).sum().backward()
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, torch.tensor([[[1 / 0.7, 0, 1 / 0.9], [0, 1 / 0.8, 0]]]))
+
+
+def test_rks_takes_the_positions_with_the_largest_numbers_of_the_callers() -> None:
+    feature_map = distinct_map().requires_grad_()
+    numbers = torch.rand(3, 4, 30)
+    drawn = random_k_sample(feature_map, 7, "paper", lambda _purpose, _shape: numbers)
+    drawn.sum().backward()  # type: ignore[no-untyped-call]
+    assert feature_map.grad is not None
+    for image in range(3):
+        for channel in range(4):
+            order = sorted(range(30), key=lambda position: -float(numbers[image, channel, position]))[:7]
+            flat = feature_map.detach()[image, channel].flatten()
+            assert drawn[image, channel].tolist() == sorted((float(flat[position]) for position in order), reverse=True)
+            hit = feature_map.grad[image, channel].flatten().nonzero().flatten().tolist()
+            assert hit == sorted(order)
+
+
+def test_regularizers_ask_for_numbers_of_their_own_shape_once() -> None:
+    asked = []
+
+    def draw(purpose: Purpose, shape: torch.Size) -> torch.Tensor:
+        asked.append((purpose, tuple(shape)))
+        return torch.zeros(shape)
+
+    model = LFM(ArchitectureConfig(depth=4, k=4), rbld="paper")
+    model.forward_train(torch.randn(2, 3, 48, 48), "paper", draw)
+    assert asked == [("rbld", (2, 64, 4)), ("rks", (2, 64, 25))]
+    asked.clear()
+    model.eval().forward_train(torch.randn(2, 3, 48, 48), None, draw)
+    assert asked == []
