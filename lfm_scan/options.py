@@ -13,6 +13,9 @@ from typing import Final, Literal
 from lfm_scan.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
+Pooling = Literal["gap", "gmp", "cbam", "tkp"]
+Variant = Literal["paper", "published"]
+Preset = Literal["paper", "published", "crop"]
 
 PILLOW_MAX_PIXELS: Final = 89_478_485
 """Pillow's own bound, past which it warns and, at twice that, refuses. We keep it and never touch the switch."""

@@ -22,6 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 from lfm_scan.config import ScanConfig
 from lfm_scan.errors import ConfigError, FailureRateError, LFMScanError
 from lfm_scan.options import StorageConfig
+from lfm_scan.training.config import TrainConfig
 from lfm_scan.version import __version__
 
 EXIT_FAILED: Final = 1
@@ -90,6 +91,40 @@ def scan_command(
     if not summary.num_scored and summary.num_failed:
         _print_error("no image could be scored; the column `error` of the results says why")
         return EXIT_FAILURE_RATE
+    return 0
+
+
+@app.command(name="train")
+def train_command(
+    config: Annotated[TrainConfig, Parameter(name="*")],
+    *,
+    config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    debug: bool = False,
+) -> int:
+    """Train LFM on labelled images and write checkpoints that `lfm-scan scan --weights` takes.
+
+    A training that was interrupted goes on when the command is repeated, from its last saved state, and ends with the
+    weights it would have had without the interruption. See docs/training.md.
+
+    Args:
+        config: Data and settings.
+        config_file: TOML, YAML or JSON file with the same names as the options; options win.
+        debug: Show tracebacks and what Ray says.
+    """
+    from lfm_scan.cli.quiet import stderr_in_log
+    from lfm_scan.cli.training import TrainProgress, print_training
+    from lfm_scan.distributed.train import train
+
+    del config_file  # read in `main`
+    with stderr_in_log(enabled=not debug) as terminal:
+        progress = TrainProgress(terminal)
+        try:
+            with _on_terminate(_interrupt), progress:
+                outcome = train(config, progress, debug=debug)
+        except KeyboardInterrupt as exc:
+            progress.print_interrupted()
+            return exc.args[0] if exc.args else 128 + signal.SIGINT
+    print_training(outcome)
     return 0
 
 
@@ -175,6 +210,10 @@ def _on_terminate(request: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(signum: int) -> None:
+    raise KeyboardInterrupt(128 + signum)
 
 
 def _print_error(message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +10,14 @@ from typing import Final
 
 import ray
 
-from lfm_scan import errors
 from lfm_scan.concurrency import Background
 from lfm_scan.config import ScanConfig
+from lfm_scan.distributed.failures import translate
 from lfm_scan.distributed.pipeline import Work, map_on_cluster, run_pipeline
 from lfm_scan.distributed.resources import shape_pipeline
 from lfm_scan.distributed.session import ray_session
 from lfm_scan.distributed.stopping import GracefulStop, StopFlag
 from lfm_scan.distributed.tasks import ToDo
-from lfm_scan.errors import LFMScanError, RunError
 from lfm_scan.runs.earlier import scores_of
 from lfm_scan.runs.finalize import Group, MergedFile, group_parts, merge_group, write_success
 from lfm_scan.runs.heartbeat import Heartbeat, Phase
@@ -28,11 +26,6 @@ from lfm_scan.runs.run import Run, ensure_plan, open_run, todo
 from lfm_scan.runs.shard import Receipt
 from lfm_scan.runs.summary import Summary
 from lfm_scan.runs.watch import Watch
-
-_OUR_ERROR: Final = re.compile(r"^lfm_scan\.errors\.(\w+): (.*)$", re.MULTILINE)
-"""The last line of a Python traceback that ends in one of our errors."""
-
-_ANY_ERROR: Final = re.compile(r"^\s*((?:\w+\.)*\w+(?:Error|Exception): .*)$", re.MULTILINE)
 
 _DRAIN_S: Final = 20.0
 """For which shards that are begun may go on after a request to stop: spot machines give 30 s in the worst case."""
@@ -135,7 +128,7 @@ def scan(
         try:
             num_rows_resumed, summary = _scan(run, _Listeners(listener, heartbeat), stop or GracefulStop())
         except ray.exceptions.RayError as exc:
-            raise _translate(exc) from exc
+            raise translate(exc) from exc
     return ScanOutcome(run.run_id, run.directory.uri, summary, False, num_rows_resumed, time.monotonic() - started)
 
 
@@ -202,19 +195,3 @@ def _merge(run: Run, groups: Sequence[Group]) -> list[MergedFile]:
         return [merge_group(run.directory, run.run_id, groups[0])]
     task = ray.remote(num_cpus=1, memory=2 * 2**30)(merge_group)
     return list(ray.get([task.remote(run.directory, run.run_id, group) for group in groups]))
-
-
-def _translate(exc: ray.exceptions.RayError) -> LFMScanError:
-    """Return our own error if a worker raised one, else Ray's in one line.
-
-    Ray Data raises its own error from ours, and pickling drops the cause; what survives is the traceback's text.
-    """
-    for name, message in reversed(_OUR_ERROR.findall(str(exc))):
-        kind = getattr(errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, LFMScanError) and not issubclass(kind, errors.ImageError):
-            return kind(message)
-    # Ray wraps what a worker raised in errors of its own; the first one named is the cause.
-    named = [text for text in _ANY_ERROR.findall(str(exc)) if not text.startswith("ray.exceptions.UserCode")]
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    reason = (named or lines[-1:] or [type(exc).__name__])[0]
-    return RunError(f"Ray gave up: {reason}; what is done stays done, repeat the command to go on")

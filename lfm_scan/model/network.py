@@ -6,15 +6,14 @@ Shape legend: B batch, C channels, H W image or map height and width, K values k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from lfm_scan.model.layers import NPR, GlobalAvgPool, GlobalMaxPool, SpatialAttentionPool, TopKPool
-from lfm_scan.model.regularizers import Draw, RankLinearDropout, Variant, random_k_sample
-
-Pooling = Literal["gap", "gmp", "cbam", "tkp"]
+from lfm_scan.model.regularizers import Draw, RankLinearDropout, random_k_sample
+from lfm_scan.options import Pooling, Variant
 
 _BLOCK_CHANNELS: Final = (64, 128, 256, 512, 512, 512, 512)
 _NUM_POOLED_BLOCKS: Final = 3

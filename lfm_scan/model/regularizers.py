@@ -14,7 +14,8 @@ from typing import Literal, TypeAlias, assert_never
 import torch
 from torch import Tensor, nn
 
-Variant = Literal["paper", "published"]
+from lfm_scan.options import Variant
+
 Purpose = Literal["rbld", "rks"]
 Draw: TypeAlias = Callable[[Purpose, torch.Size], Tensor]
 """Returns uniform numbers in [0, 1) of a shape (B, ...), for one purpose: how a caller takes chance into its hands."""

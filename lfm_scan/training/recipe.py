@@ -5,15 +5,13 @@ Source: LFM section 4 and the authors' published code (arXiv 2508.17029).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model.network import ArchitectureConfig
-from lfm_scan.model.regularizers import Variant
-from lfm_scan.options import flag_of
-
-Preset = Literal["paper", "published", "crop"]
+from lfm_scan.options import Preset, Variant, flag_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +74,20 @@ PRESETS: Final[dict[Preset, Recipe]] = {
 """The recipes with a name."""
 
 
-def recipe_of(preset: Preset, **changes: object) -> Recipe:
-    """Return a preset with the fields changed that are given.
+def recipe_of(preset: Preset, architecture: Mapping[str, Any], changes: Mapping[str, Any]) -> Recipe:
+    """Return a preset with some of its fields changed.
+
+    Args:
+        preset: Its name.
+        architecture: Fields of its `ArchitectureConfig`.
+        changes: Its other fields.
 
     Raises:
         ConfigError: If a value is out of range.
     """
-    return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]  # each is checked by its name at run time
+    base = PRESETS[preset]
+    try:
+        network = replace(base.architecture, **architecture)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    return replace(base, **changes, architecture=network)

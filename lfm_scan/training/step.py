@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from lfm_scan.errors import ConfigError, TrainingError
 from lfm_scan.model.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from lfm_scan.model.network import LFM, ArchitectureConfig
-from lfm_scan.model.regularizers import Draw, Purpose, Variant
-from lfm_scan.options import flag_of
+from lfm_scan.model.regularizers import Draw, Purpose
+from lfm_scan.options import Variant, flag_of
 from lfm_scan.scoring.backend import resolve_device
 from lfm_scan.training.distill import Teacher, logit_losses, map_losses
 from lfm_scan.training.draws import uniform_rows

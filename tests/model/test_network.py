@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lfm_scan.model import LFM, ArchitectureConfig, RankLinearDropout
-from lfm_scan.model.network import Pooling
+from lfm_scan.options import Pooling
 
 
 def images(batch: int, side: int, seed: int = 0) -> Tensor:

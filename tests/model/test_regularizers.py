@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lfm_scan.model import LFM, ArchitectureConfig, RankLinearDropout, random_k_sample
-from lfm_scan.model.regularizers import Purpose, Variant
+from lfm_scan.model.regularizers import Purpose
+from lfm_scan.options import Variant
 
 _NUM_DRAWS = 200_000
 # Five standard errors of a share of 200,000 draws: about 0.005.
