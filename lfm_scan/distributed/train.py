@@ -261,8 +261,8 @@ def load_on_cluster(num_ahead: int, job: LoadJob, parts: Iterable[Part]) -> Iter
     """
     remaining = iter(parts)
     while wave := list(itertools.islice(remaining, _PARTS_PER_WAVE)):
-        blocks = [part.rows.replace_schema_metadata({_EPOCH: json.dumps(part.epoch)}) for part in wave]
-        loaded = ray.data.from_arrow(blocks).map_batches(
+        # Not `from_arrow`: it starts tasks that each claim a CPU, and the workers may leave less than one.
+        loaded = ray.data.from_items([_packed(part) for part in wave], override_num_blocks=len(wave)).map_batches(
             _load,  # type: ignore[arg-type]  # Ray's types know no further arguments
             fn_args=(job,),
             batch_size=None,
@@ -273,7 +273,18 @@ def load_on_cluster(num_ahead: int, job: LoadJob, parts: Iterable[Part]) -> Iter
             yield _pixels_in(cast("pa.Table", batch))
 
 
-def _load(rows: pa.Table, job: LoadJob) -> pa.Table:
+def _packed(part: Part) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = part.rows.replace_schema_metadata({_EPOCH: json.dumps(part.epoch)})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def _load(parts: pa.Table, job: LoadJob) -> pa.Table:
+    (packed,) = parts["item"]
+    rows = pa.ipc.open_stream(packed.as_buffer()).read_all()
     images = job.load(Part(rows.replace_schema_metadata(None), json.loads(rows.schema.metadata[_EPOCH])))
     return pa.table({"shape": [list(images.shape)], "pixels": pa.array([images.tobytes()], pa.large_binary())})
 
