@@ -329,7 +329,7 @@ def _outcome(output: str, tables: _Tables, reports: Sequence[NetworkReport]) -> 
     )
     return SynthOutcome(
         output=output,
-        num_photographs=dict(Counter(row["status"] for row in tables.photographs)),
+        num_photographs=dict(Counter(str(row["status"]) for row in tables.photographs)),
         num_used=sum(row["num_crops"] > 0 for row in tables.photographs),
         num_crops=sum(row["num_crops"] for row in tables.photographs),
         num_pairs=len(tables.pairs) // 2,
