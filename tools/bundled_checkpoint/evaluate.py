@@ -1,7 +1,8 @@
 """Score labelled image files with a checkpoint: centre crop 256, figures per set.
 
 Step 4 of the bundled checkpoint. The input is a CSV file NAME.csv with the columns path, set, label (1 is
-generated) and format; paths are relative to the folder NAME beside it, or to its own.
+generated) and format; paths are relative to the folder NAME beside it, or to its own. A set without photographs
+is measured against those of all sets. Files that were JPEG once are shown by their traces, as the scanner does it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lfm_scan.imaging.traces import find_jpeg_traces
 from lfm_scan.model import LFM, CheckpointMetadata, load_checkpoint
 
 CROP_PX: Final = 256
@@ -27,7 +29,10 @@ BATCH: Final = 32
 
 @dataclass(frozen=True)
 class SetFigures:
-    """Figures of one set; None where the set lacks one of the classes. Rates are at a score of 0.5."""
+    """Figures of one set; None where the set lacks one of the classes. Rates are at a score of 0.5.
+
+    `auc` is within the set, `auc_pooled` that of its generated images against the photographs of all sets.
+    """
 
     num_real: int
     num_generated: int
@@ -35,15 +40,15 @@ class SetFigures:
     generated_found: float | None
     accuracy: float
     auc: float | None
+    auc_pooled: float | None
 
 
-def read_centre_crop(path: Path) -> Tensor | None:
-    """Return the centre (3, 256, 256) of an image as uint8, or None where it is smaller."""
-    with Image.open(path) as image:
-        left, top = (image.width - CROP_PX) // 2, (image.height - CROP_PX) // 2
-        if left < 0 or top < 0:
-            return None
-        crop = image.convert("RGB").crop((left, top, left + CROP_PX, top + CROP_PX))
+def centre_crop(image: Image.Image) -> Tensor | None:
+    """Return the centre (3, 256, 256) of an RGB image as uint8, or None where it is smaller."""
+    left, top = (image.width - CROP_PX) // 2, (image.height - CROP_PX) // 2
+    if left < 0 or top < 0:
+        return None
+    crop = image.crop((left, top, left + CROP_PX, top + CROP_PX))
     return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
@@ -68,8 +73,8 @@ def auc(real: list[float], generated: list[float]) -> float | None:
     return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
 
 
-def figures(logits: list[float], labels: list[int]) -> SetFigures:
-    """Return the figures of one set."""
+def figures(logits: list[float], labels: list[int], photographs: list[float]) -> SetFigures:
+    """Return the figures of one set; `photographs` are the logits of all sets' real images."""
     real = [logit for logit, label in zip(logits, labels, strict=True) if label == 0]
     generated = [logit for logit, label in zip(logits, labels, strict=True) if label == 1]
     kept, found = sum(logit <= 0 for logit in real), sum(logit > 0 for logit in generated)
@@ -80,6 +85,7 @@ def figures(logits: list[float], labels: list[int]) -> SetFigures:
         generated_found=found / len(generated) if generated else None,
         accuracy=(kept + found) / len(logits),
         auc=auc(real, generated),
+        auc_pooled=auc(photographs, generated),
     )
 
 
@@ -89,39 +95,52 @@ class LabelledFiles:
     def __init__(self, list_path: Path, formats: frozenset[str] | None = None) -> None:
         self.images: dict[str, list[Tensor]] = defaultdict(list)
         self.labels: dict[str, list[int]] = defaultdict(list)
-        self.paths: dict[str, list[str]] = defaultdict(list)
+        self.have_traces: dict[str, list[bool]] = defaultdict(list)
         folder = list_path.with_suffix("") if list_path.with_suffix("").is_dir() else list_path.parent
         with list_path.open(newline="") as file:
             for row in csv.DictReader(file):
                 if formats is not None and row["format"] not in formats:
                     continue
-                image = read_centre_crop(folder / row["path"])
-                if image is not None:
+                with Image.open(folder / row["path"]) as opened:
+                    image = opened.convert("RGB")
+                crop = centre_crop(image)
+                if crop is not None:
                     name = f"{row['set']} ({row['format']})"
-                    self.images[name].append(image)
+                    self.images[name].append(crop)
                     self.labels[name].append(int(row["label"]))
-                    self.paths[name].append(row["path"])
+                    self.have_traces[name].append(find_jpeg_traces(image) is not None)
 
     def evaluate(self, model: LFM, metadata: CheckpointMetadata) -> dict[str, SetFigures]:
-        """Return the figures of each set, and of all of them pooled."""
+        """Return the figures of each set, of all of them pooled, and of the files without traces of JPEG."""
         model.eval()
-        logits = {name: logits_of(model, images, metadata) for name, images in self.images.items()}
-        result = {name: figures(logits[name], self.labels[name]) for name in sorted(logits)}
-        pooled = [logit for name in logits for logit in logits[name]]
-        result["pooled"] = figures(pooled, [label for name in logits for label in self.labels[name]])
+        names = sorted(self.images)
+        logits = {name: logits_of(model, self.images[name], metadata) for name in names}
+        pooled = [
+            (logit, label, has_traces)
+            for name in names
+            for logit, label, has_traces in zip(logits[name], self.labels[name], self.have_traces[name], strict=True)
+        ]
+        photographs = [logit for logit, label, _ in pooled if label == 0]
+        result = {name: figures(logits[name], self.labels[name], photographs) for name in names}
+        result["pooled"] = figures(*_columns(pooled), photographs)
+        result["pooled, no traces of JPEG"] = figures(*_columns([row for row in pooled if not row[2]]), photographs)
         return result
+
+
+def _columns(rows: list[tuple[float, int, bool]]) -> tuple[list[float], list[int]]:
+    return [row[0] for row in rows], [row[1] for row in rows]
 
 
 def table(results: dict[str, SetFigures]) -> str:
     """Return the figures as a Markdown table."""
     lines = [
-        "| set | real / generated | real kept | generated found | ACC | AUC |",
-        "|---|---|---|---|---|---|",
+        "| set | real / generated | real kept | generated found | ACC | AUC | AUC, all photographs |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
         percents = ["-" if v is None else f"{100 * v:.1f}" for v in (row.real_kept, row.generated_found, row.accuracy)]
-        area = "-" if row.auc is None else f"{row.auc:.3f}"
-        lines.append(f"| {name} | {row.num_real} / {row.num_generated} | {' | '.join(percents)} | {area} |")
+        areas = ["-" if v is None else f"{v:.3f}" for v in (row.auc, row.auc_pooled)]
+        lines.append(f"| {name} | {row.num_real} / {row.num_generated} | {' | '.join([*percents, *areas])} |")
     return "\n".join(lines)
 
 

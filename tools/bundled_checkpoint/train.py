@@ -1,8 +1,8 @@
 """Train LFM on the aligned crops, from the published checkpoint (or random weights) and with it as teacher.
 
-Step 3 of the bundled checkpoint. Each batch holds pairs: a crop and its generated copy, cut at one random
-offset (even and odd, so that NPR meets both phases of the pixel grid) and flipped alike. No noise, no JPEG:
-both were measured to hurt. The student learns three things at once: the teacher's projected map, where the
+Step 3 of the bundled checkpoint, once for each member. Each batch holds pairs: a crop and its generated copy, cut at
+one random offset (even and odd, so that NPR meets both phases of the pixel grid) and flipped alike. No noise, no
+JPEG: both were measured to hurt. The student learns three things at once: the teacher's projected map, where the
 evidence lies; its logit; and the true label. Where the teacher is wrong, only the label counts.
 """
 
@@ -30,7 +30,6 @@ from lfm_scan.model import (
     save_checkpoint,
 )
 
-MODEL_ID: Final = "lfm-bundled-v0"
 LOGIT_SCALE: Final = 15.0
 """Teacher logits reach 70; they are compared after tanh(logit / LOGIT_SCALE)."""
 HOLD_OUT_EVERY: Final = 7
@@ -213,19 +212,25 @@ def main() -> None:
     parser.add_argument("--start", choices=["random", "teacher"], default="teacher")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--label-weight", type=float, default=Recipe.label_weight)
+    parser.add_argument("--real-weight", type=float, default=Recipe.real_weight)
+    parser.add_argument("--last-stage", default="240:6", help="crop and pairs of the last 40 %% of a random start")
+    parser.add_argument("--model-id", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    recipe = Recipe(minutes=args.minutes, label_weight=args.label_weight, seed=args.seed)
+    recipe = Recipe(minutes=args.minutes, label_weight=args.label_weight, real_weight=args.real_weight, seed=args.seed)
     if args.start == "random":
-        stages = (Stage(112, 16, 0.6), Stage(240, 6, 0.4))
+        crop_px, num_pairs = map(int, args.last_stage.split(":"))
+        stages = (Stage(112, 16, 0.6), Stage(crop_px, num_pairs, 0.4))
         recipe = replace(recipe, start="random", average=1.0, learning_rate=2e-3, stages=stages)
     torch.manual_seed(recipe.seed)
     pairs = Pairs(args.data, np.random.default_rng(recipe.seed))
     published = load_checkpoint(args.teacher.read_bytes(), str(args.teacher))
     teacher = published.model.requires_grad_(False)
-    metadata = CheckpointMetadata(model_id=MODEL_ID, preprocess="crop256", domain=Domain(lossy=False, resampled=False))
+    metadata = CheckpointMetadata(
+        model_id=args.model_id, preprocess="crop256", domain=Domain(lossy=False, resampled=False)
+    )
     teacher_held_out = measure_held_out(teacher, pairs, metadata)
     student = LFM(ArchitectureConfig())
     if recipe.start == "teacher":
@@ -256,7 +261,7 @@ def main() -> None:
         facts["validation_crop256_png"] = {name: asdict(row) for name, row in results.items()}
         print(table(results))
     described = CheckpointMetadata(
-        model_id=MODEL_ID,
+        model_id=args.model_id,
         preprocess=metadata.preprocess,
         domain=metadata.domain,
         training=json.loads(json.dumps(facts)),
