@@ -22,6 +22,7 @@ from cyclopts import App, CycloptsError, Parameter
 from lfm_scan.config import ScanConfig
 from lfm_scan.errors import ConfigError, FailureRateError, LFMScanError
 from lfm_scan.options import StorageConfig
+from lfm_scan.synth.config import SynthConfig
 from lfm_scan.training.config import TrainConfig
 from lfm_scan.version import __version__
 
@@ -125,6 +126,38 @@ def train_command(
             progress.print_interrupted()
             return exc.args[0] if exc.args else 128 + signal.SIGINT
     print_training(outcome)
+    return 0
+
+
+@app.command(name="synth")
+def synth_command(
+    config: Annotated[SynthConfig, Parameter(name="*")],
+    *,
+    config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    debug: bool = False,
+) -> int:
+    """Make aligned pairs to train on: crops of photographs, and the same crops drawn again by upsampling networks.
+
+    Content, format and size are equal in both classes, so that only the pixels tell them apart. What was interrupted
+    goes on when the command is repeated. See docs/synth.md.
+
+    Args:
+        config: Photographs and settings.
+        config_file: TOML, YAML or JSON file with the same names as the options; options win.
+        debug: Show tracebacks.
+    """
+    from lfm_scan.cli.synth import SynthProgress, print_pairs
+    from lfm_scan.synth.generate import synthesise
+
+    del config_file, debug  # read in `main`
+    progress = SynthProgress(sys.stderr)
+    try:
+        with _on_terminate(_interrupt), progress:
+            outcome = synthesise(config, progress)
+    except KeyboardInterrupt as exc:
+        progress.print_interrupted()
+        return exc.args[0] if exc.args else 128 + signal.SIGINT
+    print_pairs(outcome)
     return 0
 
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.options import ImageLimits, InputConfig, StorageConfig, flag_of
-from lfm_scan.synth.networks import KINDS
+from lfm_scan.synth.kinds import KINDS
 
 MAX_CROP_PX: Final = 512
 MIN_CROP_PX: Final = 64

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfm_scan.synth.networks import Autoencoder, Kind
+from lfm_scan.synth.kinds import Kind
+from lfm_scan.synth.networks import Autoencoder
 
 _BATCH: Final = 16
 _PATCH_PX: Final = 64

@@ -38,7 +38,7 @@ from lfm_scan.sources.select import list_inputs
 from lfm_scan.storage import Store, join, open_store
 from lfm_scan.synth.config import SynthConfig
 from lfm_scan.synth.fit import Fitted, draw, fit, psnr_db
-from lfm_scan.synth.networks import KINDS
+from lfm_scan.synth.kinds import KINDS
 from lfm_scan.synth.photographs import Photograph, cut_crops, read_photographs, without_duplicates
 from lfm_scan.training.samples import GENERATED, REAL, Split
 from lfm_scan.version import __version__

@@ -8,7 +8,7 @@ import pytest
 from lfm_scan.errors import ConfigError
 from lfm_scan.options import InputConfig
 from lfm_scan.synth.config import SynthConfig
-from lfm_scan.synth.networks import KINDS
+from lfm_scan.synth.kinds import KINDS
 
 
 @pytest.mark.parametrize(

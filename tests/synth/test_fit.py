@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from lfm_scan.synth.fit import Fitted, detail_ratio, deterministic, draw, fit, psnr_db
-from lfm_scan.synth.networks import KINDS
+from lfm_scan.synth.kinds import KINDS
 from tests.images import picture
 
 _STEPS = 20

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lfm_scan.synth.networks import KINDS, Autoencoder, Kind
+from lfm_scan.synth.kinds import KINDS, Kind
+from lfm_scan.synth.networks import Autoencoder
 
 _KIND = Kind(name="test", upsampling="nearest", factor=2, code=12, widths=(8, 8))
 
