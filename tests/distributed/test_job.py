@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from lfm_scan import read_results
+from lfm_scan.model import load_checkpoint
 from tests.images import write_pictures
 from tests.scanning import REPOSITORY
 from tests.servers import free_port
@@ -25,7 +26,7 @@ from tests.servers import free_port
 _RAY = str(Path(sys.executable).with_name("ray"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_head() -> Iterator[dict[str, str]]:
     """A Ray head of two CPUs; gives the environment in which `ray job` reaches it."""
     dashboard, token = free_port(), secrets.token_hex(32)
@@ -56,11 +57,11 @@ def ray_head() -> Iterator[dict[str, str]]:
             head.communicate()
 
 
-def _submit(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+def _submit(env: dict[str, str], job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     deadline = time.monotonic() + 120
     while True:
         submitted = subprocess.run(
-            [_RAY, "job", "submit", "--working-dir", ".", "--", "python", "jobs/scan.py", *map(str, arguments)],
+            [_RAY, "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{job}.py", *map(str, arguments)],
             env=env,
             cwd=REPOSITORY,
             capture_output=True,
@@ -79,8 +80,8 @@ def test_a_submitted_job_scans_and_a_failed_one_says_why(
 ) -> None:
     write_pictures(tmp_path / "in", 12)
 
-    done = _submit(ray_head, tmp_path / "in", "--output", tmp_path / "run", "--weights", tiny_weights)
-    failed = _submit(ray_head, tmp_path / "nowhere", "--output", tmp_path / "run2", "--weights", tiny_weights)
+    done = _submit(ray_head, "scan", tmp_path / "in", "--output", tmp_path / "run", "--weights", tiny_weights)
+    failed = _submit(ray_head, "scan", tmp_path / "nowhere", "--output", tmp_path / "run2", "--weights", tiny_weights)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12/12 images (100%), 0 failed" in done.stdout
@@ -90,6 +91,40 @@ def test_a_submitted_job_scans_and_a_failed_one_says_why(
     assert "error: " in failed.stdout
     assert "No such file or directory" in failed.stdout
     assert not (tmp_path / "run2").exists()
+
+
+def test_a_submitted_job_trains_two_workers_on_real_images(
+    ray_head: dict[str, str], dev_data: Path, tmp_path: Path
+) -> None:
+    recipe = [
+        "--preset",
+        "crop",
+        "--crop-px",
+        "64",
+        "--train-batch-size",
+        "16",
+        "--epochs",
+        "1",
+        "--validation-share",
+        "0.3",
+    ]
+
+    done = _submit(
+        ray_head,
+        "train",
+        dev_data / "dev" / "forensynths_mini",
+        "--output",
+        tmp_path / "run",
+        "--workers",
+        "2",
+        *recipe,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Epoch 1: loss 0." in done.stdout
+    checkpoint = load_checkpoint((tmp_path / "run" / "checkpoints" / "best.safetensors").read_bytes())
+    assert checkpoint.metadata.preprocess == "crop256"
+    assert {row["set"] for row in checkpoint.metadata.training["data"]} == {"forensynths_mini"}
 
 
 def _wait_for_job_server(url: str, token: str, head: subprocess.Popen[bytes]) -> None:
