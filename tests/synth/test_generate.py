@@ -17,8 +17,16 @@ from lfm_scan.errors import FingerprintError, NotFoundError, TrainingError
 from lfm_scan.imaging import decode_bytes
 from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.sources.select import list_inputs
-from lfm_scan.synth import Listener, SynthConfig, SynthOutcome, synthesise
-from lfm_scan.synth.generate import PAIR_SCHEMA, PHOTOGRAPH_SCHEMA, NetworkReport, encode_png
+from lfm_scan.synth.config import SynthConfig
+from lfm_scan.synth.generate import (
+    PAIR_SCHEMA,
+    PHOTOGRAPH_SCHEMA,
+    Listener,
+    NetworkReport,
+    SynthOutcome,
+    encode_png,
+    synthesise,
+)
 from lfm_scan.training.samples import Split
 from tests.images import encoded, picture
 from tests.servers import S3Server
