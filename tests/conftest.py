@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from lfm_scan.storage.s3_client import forget_clients
 from tests.servers import S3Server, run_s3_server
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+# A shell that starts the tests in the background makes them, and the programs they start, deaf to Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _RayTogether(LoadScopeScheduling):  # type: ignore[misc]  # has no types

@@ -22,6 +22,7 @@ from lfm_scan.storage.tries import jitter_s
 T = TypeVar("T")
 
 _NEVER: Final = threading.Event()
+_MORE_TRIES_ONCE_IT_WORKED: Final = 3
 
 
 class StoppedError(Exception):
@@ -36,22 +37,38 @@ class Health:
         self._last_answered = time.monotonic()
         self._silent_since: float | None = None
         self._witness: Callable[[], object] | None = None
+        self._has_worked = False
+
+    @property
+    def has_worked(self) -> bool:
+        """Whether any request has succeeded."""
+        return self._has_worked
 
     @property
     def witness(self) -> Callable[[], object] | None:
         """A request that succeeded before: if it does again, the store is not down."""
         return self._witness
 
-    def answered(self, began: float, witness: Callable[[], object] | None = None) -> None:
-        """Note that the store answered.
+    def answered(self, began: float) -> None:
+        """Note that the store answered, whatever it said.
 
         Args:
             began: When the request was sent. Its answer may be read late, and says nothing about later moments.
-            witness: Sends a small request like the one that succeeded.
         """
         with self._lock:
             self._last_answered = max(self._last_answered, began)
             self._silent_since = None
+
+    def worked(self, began: float, witness: Callable[[], object] | None) -> None:
+        """Note that a request succeeded.
+
+        Args:
+            began: When it was sent.
+            witness: Sends a small request like it.
+        """
+        self.answered(began)
+        with self._lock:
+            self._has_worked = True
             self._witness = witness or self._witness
 
     def failed(self) -> float:
@@ -81,7 +98,8 @@ class Persistence:
         store: What to call it.
         health: Shared by all its requests.
         max_attempts: Tries of one request while the store answers others.
-        outage_patience: Seconds to go on while it answers nobody. None: answer soon, whoever is at fault.
+        outage_patience: Seconds to go on while it answers nobody. None: answer soon, whoever is at fault; a store
+            that has never worked within seconds.
     """
 
     store: str
@@ -125,7 +143,7 @@ class Persistence:
                 self.health.answered(began)  # what we found wrong with it was in an answer
                 raise
             else:
-                self.health.answered(began, witness)
+                self.health.worked(began, witness)
                 return result
 
 
@@ -154,10 +172,14 @@ class _Failures:
         if fault is Fault.AGAIN:
             self._health.answered(began)
         patience = self._persistence.outage_patience
-        if patience is None and self._num_tries >= self._persistence.max_attempts:
+        if patience is None and self._num_tries >= self._quick_tries():
             return translate(exc, self._uri)
         self._wait()
         return None if patience is None else self._judge(exc, fault, failed_at, patience)
+
+    def _quick_tries(self) -> int:
+        """A store that has worked before is worth more tries than an address that may be mistyped."""
+        return self._persistence.max_attempts * (_MORE_TRIES_ONCE_IT_WORKED if self._health.has_worked else 1)
 
     def _wait(self) -> None:
         if self._stop.wait(jitter_s(self._num_tries)):

@@ -148,6 +148,19 @@ def test_a_start_up_check_does_not_wait_for_a_store_that_is_down() -> None:
         assert len(server.requests) == 5
 
 
+def test_a_start_up_check_puts_up_with_the_faults_of_a_store_that_has_worked() -> None:
+    replies = [Reply(503)] * 7
+
+    def answer(request: Request) -> Reply:
+        return replies.pop() if key_of(request) == "b" and replies else good(request)
+
+    with ScriptedServer(answer) as server:
+        store = S3Store(StorageConfig(endpoint_url=server.endpoint_url, anonymous=True), patient=False)
+        store.get("s3://bucket/a")
+        store.get("s3://bucket/b")
+        assert not replies
+
+
 # --- The object is at fault ---
 
 
