@@ -7,6 +7,7 @@ could be scored; 130 interrupted, 143 terminated, both safe to resume.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -19,8 +20,10 @@ from typing import Annotated, Any, Final
 import cyclopts.config
 from cyclopts import App, CycloptsError, Parameter
 
+from lfm_scan.bench.config import BenchConfig
 from lfm_scan.config import ScanConfig
 from lfm_scan.errors import ConfigError, FailureRateError, LFMScanError
+from lfm_scan.estimate.config import EstimateConfig
 from lfm_scan.options import StorageConfig
 from lfm_scan.synth.config import SynthConfig
 from lfm_scan.training.config import TrainConfig
@@ -161,6 +164,72 @@ def synth_command(
     return 0
 
 
+@app.command(name="estimate")
+def estimate_command(
+    config: Annotated[EstimateConfig, Parameter(name="*")],
+    *,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    debug: bool = False,
+) -> int:
+    """Say what a scan will take before anybody pays for it: time, core- and GPU-hours, requests, bytes, cost.
+
+    All inputs are listed, as by the scan; a sample of them is fetched, decoded and scored here. See docs/estimate.md.
+
+    Args:
+        config: Sources, machines and prices.
+        json_file: Write the figures there too, for programs.
+        config_file: TOML, YAML or JSON file with the same names as the options; options win.
+        debug: Show tracebacks.
+    """
+    from lfm_scan.cli.estimate import EstimateProgress, print_estimate, write_json
+    from lfm_scan.estimate.estimate import estimate
+
+    del config_file, debug  # read in `main`
+    _check_writable(json_file)
+    try:
+        with EstimateProgress(sys.stderr) as progress:
+            found = estimate(config, progress)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    print_estimate(found)
+    if json_file is not None:
+        write_json(found, json_file)
+    return 0
+
+
+@app.command(name="bench")
+def bench_command(
+    config: Annotated[BenchConfig, Parameter(name="*")] = BenchConfig(),  # noqa: B008 - it never changes
+    *,
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+    debug: bool = False,
+) -> int:
+    """Measure this machine: each stage of a scan alone, a whole scan, what holds it back, and what to add.
+
+    It takes a minute or two and should have the machine to itself. See docs/estimate.md.
+
+    Args:
+        config: With which images, and for how long.
+        json_file: Write the figures there too, for programs.
+        debug: Show tracebacks and what Ray says.
+    """
+    from lfm_scan.bench.bench import bench
+    from lfm_scan.cli.bench import BenchProgress, print_bench, time_scan, write_json
+    from lfm_scan.cli.quiet import stderr_in_log
+
+    _check_writable(json_file)
+    try:
+        with stderr_in_log(enabled=not debug) as terminal:
+            found = bench(config, functools.partial(time_scan, debug=debug), BenchProgress(terminal))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    print_bench(found)
+    if json_file is not None:
+        write_json(found, json_file)
+    return 0
+
+
 @app.command(name="status")
 def status_command(
     run_dir: str,
@@ -229,6 +298,16 @@ def _config_providers(tokens: Sequence[str]) -> tuple[Any, ...]:
     if not Path(name).is_file():
         raise ConfigError(f"--config {name}: no such file")
     return (reader(name, use_commands_as_keys=False),)
+
+
+def _check_writable(json_file: Path | None) -> None:
+    """Find out before the work, not after it.
+
+    Raises:
+        ConfigError: If no file can be there.
+    """
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {json_file}: names a folder, or lies in one that does not exist")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lfm_scan.cli.text import byte_size
 from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.scan import ScanOutcome
 from lfm_scan.runs.summary import HISTOGRAM_BINS, Summary
@@ -45,7 +46,7 @@ def print_outcome(outcome: ScanOutcome, config: ScanConfig, console: Console | N
 
 def _headline(outcome: ScanOutcome) -> str:
     summary = outcome.summary
-    size = f"{summary.num_rows:,} files, {_bytes(summary.size_bytes)}"
+    size = f"{summary.num_rows:,} files, {byte_size(summary.size_bytes)}"
     if outcome.already_finished:
         return f"Run {outcome.run_id} was finished before: {size}. Nothing was done."
     done_now = summary.num_rows - outcome.num_rows_resumed
@@ -99,12 +100,3 @@ def _how_to_read(results: str, config: ScanConfig) -> str:
     if is_remote(results) and config.storage.endpoint_url:
         options = f', storage_options={{"endpoint_url": "{config.storage.endpoint_url}"}}'
     return f'pandas.read_parquet("{results}", filters=[("flagged", "==", True)]{options})'
-
-
-def _bytes(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")

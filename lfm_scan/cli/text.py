@@ -18,3 +18,13 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """Return text that is safe to print: names in a store may hold what a terminal would obey."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def byte_size(size_bytes: float) -> str:
+    """Return a number of bytes with its unit: 512 B, 1.5 KiB, 3.0 TiB."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"

@@ -26,7 +26,9 @@ _SHARDS_PER_WORKER: Final = 8
 _MAX_HELD_BACK: Final = 131_072
 """Inputs in memory, some 60 MB, before the size of shards is settled."""
 
-_SHARDS_PER_FILE: Final = 16
+SHARDS_PER_FILE: Final = 16
+"""Shards that one plan file holds."""
+
 _PROGRESS_EVERY: Final = 1000
 
 
@@ -60,10 +62,17 @@ def choose_shard_size(num_rows: int, num_workers: int) -> int:
     """Return how many images a shard should have: few enough that every worker gets several shards.
 
     Args:
-        num_rows: Inputs in all.
+        num_rows: Inputs in all; of more than are held back, it makes no difference how many more.
         num_workers: Cores, or GPUs, that will work on them.
     """
+    if num_rows >= _enough(num_workers):
+        return _DEFAULT_SHARD_SIZE
     return min(_DEFAULT_SHARD_SIZE, max(1, -(-num_rows // (num_workers * _SHARDS_PER_WORKER))))
+
+
+def _enough(num_workers: int) -> int:
+    """Return how many inputs must be known to settle the size of shards."""
+    return min(_DEFAULT_SHARD_SIZE * num_workers * _SHARDS_PER_WORKER, _MAX_HELD_BACK)
 
 
 def write_plan(
@@ -95,14 +104,13 @@ def write_plan(
     """
     stream = _counted(inputs, on_progress)
     if shard_size is None:
-        enough = min(_DEFAULT_SHARD_SIZE * num_workers * _SHARDS_PER_WORKER, _MAX_HELD_BACK)
-        head = list(itertools.islice(stream, enough))
-        shard_size = choose_shard_size(len(head), num_workers) if len(head) < enough else _DEFAULT_SHARD_SIZE
+        head = list(itertools.islice(stream, _enough(num_workers)))
+        shard_size = choose_shard_size(len(head), num_workers)
         stream = itertools.chain(head, stream)
         del head
     num_rows, digest = 0, hashlib.sha256()
     files: list[str] = []
-    for chunk in _chunks(stream, shard_size * _SHARDS_PER_FILE):
+    for chunk in _chunks(stream, shard_size * SHARDS_PER_FILE):
         data = to_parquet(to_table(chunk, schema))
         content = hashlib.sha256(data).hexdigest()
         digest.update(content.encode())
@@ -145,8 +153,8 @@ def read_shard(directory: RunDirectory, plan: Plan, shard: int) -> pa.Table:
         RunError: If the plan file does not hold them.
         StorageError: If it cannot be read.
     """
-    table = _read_plan_file(directory, plan.files[shard // _SHARDS_PER_FILE])
-    rows = table.slice(shard % _SHARDS_PER_FILE * plan.shard_size, plan.rows_of(shard))
+    table = _read_plan_file(directory, plan.files[shard // SHARDS_PER_FILE])
+    rows = table.slice(shard % SHARDS_PER_FILE * plan.shard_size, plan.rows_of(shard))
     if len(rows) != plan.rows_of(shard):
         raise RunError(f"{directory.uri}: shard {shard} has {len(rows)} inputs, its plan says {plan.rows_of(shard)}")
     return rows

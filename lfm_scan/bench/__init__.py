@@ -1,0 +1,1 @@
+"""What this machine does with images: each stage of a scan alone, all of them together, and what to add."""
