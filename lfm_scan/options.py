@@ -74,8 +74,8 @@ class ComputeConfig:
         min_actors: Scoring actors kept alive.
         max_actors: Most scoring actors. Default: one a core on CPUs; on GPUs as many as fit.
         gpus_per_actor: GPUs a scoring actor takes, 0.25 puts four on one GPU.
-        cpus_per_decode: CPUs a fetch-and-decode task claims. Default: 0.25 on cores that also score, else 1.
-        fetch_threads: Requests in flight in each fetch-and-decode task.
+        cpus_per_decode: Where GPUs score, CPUs that a fetch-and-decode task claims.
+        fetch_threads: Requests in flight in each process that fetches.
         shard_size: Images a shard, the unit of work and of commit. Default: chosen so that every core has work, at
             most 512.
         ray_address: Of a running Ray cluster. Default: the one this job runs in, else a new one on this machine.
@@ -86,7 +86,7 @@ class ComputeConfig:
     min_actors: int = 1
     max_actors: int | None = None
     gpus_per_actor: float = 1.0
-    cpus_per_decode: float | None = None
+    cpus_per_decode: float = 1.0
     fetch_threads: int = 16
     shard_size: int | None = None
     ray_address: str | None = None
@@ -102,7 +102,7 @@ class ComputeConfig:
             raise ConfigError(f"--gpus-per-actor must be above 0, got {self.gpus_per_actor}")
         if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
             raise ConfigError(f"--gpus-per-actor above 1 must be a whole number, got {self.gpus_per_actor}")
-        if self.cpus_per_decode is not None and self.cpus_per_decode <= 0:
+        if self.cpus_per_decode <= 0:
             raise ConfigError(f"--cpus-per-decode must be above 0, got {self.cpus_per_decode}")
         if self.shard_size is not None and self.shard_size > MAX_SHARD_SIZE:
             raise ConfigError(

@@ -1,9 +1,10 @@
 """The Ray Data pipeline: shard numbers in, receipts out.
 
-    shard -> fetch+decode (tasks, any CPU) -> score (actor pool) -> commit (tasks) -> receipts to the driver
+    on cores alone   shard -> fetch, decode, score, commit (one actor a core)                     -> receipts
+    with GPUs        shard -> fetch, decode (tasks, any CPU) -> score (actor pool) -> commit (tasks) -> receipts
 
-One block is one shard from end to end, so a task that dies costs its shard, and a commit is one put. The driver sees
-only receipts of a few hundred bytes.
+A shard is one unit of work from end to end, so a worker that dies costs its shard, and a commit is one put. The driver
+sees only receipts of a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ from typing import Final, TypeVar, cast
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 
 from lfm_scan.concurrency import map_ahead
 from lfm_scan.distributed.resources import PipelineShape
-from lfm_scan.distributed.tasks import ToDo, commit, prepare
-from lfm_scan.model import load_checkpoint
-from lfm_scan.runs.shard import Receipt, ShardJob, finish_rows, pixels_of
-from lfm_scan.scoring.backend import TorchBackend
+from lfm_scan.distributed.tasks import ToDo, commit, prepare, scan_shard
+from lfm_scan.runs.shard import Receipt, Scorer, finish_rows, pixels_of
+from lfm_scan.scoring.isolated import IsolatedDecoder
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -52,19 +51,43 @@ class Work:
     batch_size: int | None
 
 
-class ScoreShard:
-    """Scoring actor: holds the network, takes decoded shards, returns result rows."""
+class ScanShard:
+    """An actor for a core: does all of a shard's work. Its decoder is a process of its own and works ahead."""
 
-    def __init__(self, job: ShardJob, weights: bytes, device: str, batch_size: int | None) -> None:
-        if device == "cpu":
-            # One actor a core: more threads each would only get in one another's way.
-            torch.set_num_threads(1)
-        self._job = job
-        self._backend = TorchBackend(load_checkpoint(weights), device, batch_size)
+    def __init__(self, work: Work) -> None:
+        self._to_do = work.to_do
+        self._decoder = IsolatedDecoder(work.to_do.job.preprocess, work.to_do.job.limits)
+        self._decoder.start()  # while this process loads the network
+        self._backend = _open_backend(work)
+
+    def __call__(self, item: pa.Table) -> pa.Table:
+        """Scan the shard that an item names; return its receipt."""
+        return scan_shard(item, self._to_do, self._decoder, self._backend)
+
+
+class ScoreShard:
+    """An actor for a GPU: holds the network, takes decoded shards, returns result rows."""
+
+    def __init__(self, work: Work) -> None:
+        self._job = work.to_do.job
+        self._backend = _open_backend(work)
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
         """Score one shard."""
         return finish_rows(self._job, prepared, self._backend.logits(pixels_of(prepared)))
+
+
+def _open_backend(work: Work) -> Scorer:
+    # Late: it loads torch, and a decoder that was started before uses the time.
+    import torch  # noqa: PLC0415
+
+    from lfm_scan.model import load_checkpoint  # noqa: PLC0415
+    from lfm_scan.scoring.backend import TorchBackend  # noqa: PLC0415
+
+    if work.shape.device == "cpu":
+        # One actor a core: more threads each would only get in one another's way.
+        torch.set_num_threads(1)
+    return TorchBackend(load_checkpoint(work.weights), work.shape.device, work.batch_size)
 
 
 def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
@@ -80,14 +103,30 @@ def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
 
 
 def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
-    job, shape = work.to_do.job, work.shape
-    pool = ray.data.ActorPoolStrategy(
-        min_size=min(shape.min_actors, len(shards)), max_size=min(shape.max_actors, len(shards))
+    # Not `range`: its read tasks claim a whole CPU each, which actors on all cores never leave.
+    items = ray.data.from_items(list(shards), override_num_blocks=len(shards))
+    stages = _fused if work.shape.is_fused else _staged
+    # Without prefetch_batches=0 a receipt is held back until the next one comes.
+    for batch in stages(work, items).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for receipt in cast("pa.Table", batch)["receipt"].to_pylist():
+            yield pickle.loads(receipt)  # noqa: S301 - made by `commit`, in this run
+
+
+def _fused(work: Work, items: ray.data.Dataset) -> ray.data.Dataset:
+    return items.map_batches(
+        ScanShard,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=_pool(work.shape, items.num_blocks()),
+        num_cpus=work.shape.cpus_per_actor,
     )
-    receipts = (
-        # Not `range`: its read tasks claim a whole CPU each, which actors on all cores never leave.
-        ray.data.from_items(list(shards), override_num_blocks=len(shards))
-        .map_batches(
+
+
+def _staged(work: Work, items: ray.data.Dataset) -> ray.data.Dataset:
+    job, shape = work.to_do.job, work.shape
+    return (
+        items.map_batches(
             prepare,  # type: ignore[arg-type]  # Ray's types know no further arguments
             fn_args=(work.to_do,),
             batch_size=1,
@@ -96,11 +135,11 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
         )
         .map_batches(
             ScoreShard,
-            fn_constructor_args=(job, work.weights, shape.device, work.batch_size),
+            fn_constructor_args=(work,),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=pool,
+            compute=_pool(shape, items.num_blocks()),
             num_cpus=shape.cpus_per_actor,
             num_gpus=shape.gpus_per_actor,
         )
@@ -113,10 +152,11 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
             num_cpus=_COMMIT_CPUS,
         )
     )
-    # Without prefetch_batches=0 a receipt is held back until the next one comes.
-    for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for receipt in cast("pa.Table", batch)["receipt"].to_pylist():
-            yield pickle.loads(receipt)  # noqa: S301 - made by `commit`, in this run
+
+
+def _pool(shape: PipelineShape, num_shards: int) -> ray.data.ActorPoolStrategy:
+    most = min(shape.max_actors, num_shards)
+    return ray.data.ActorPoolStrategy(min_size=min(shape.min_actors, most), initial_size=most, max_size=most)
 
 
 def map_on_cluster(function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:

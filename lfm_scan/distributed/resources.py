@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.options import ComputeConfig
-
-# On a CPU-only machine the same cores decode and score. Scoring takes 5 to 10 times as long an image, so actors for
-# every core claim three quarters of it, decode tasks the last quarter, and the operating system shares out the rest.
-_CPU_SHARE_OF_ACTOR: Final = 0.75
-_CPU_SHARE_OF_DECODE: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -19,15 +13,18 @@ class PipelineShape:
     """How the pipeline is laid out on the cluster.
 
     Attributes:
+        is_fused: Whether one actor does all of a shard's work, from fetching to committing. On cores alone, handing
+            pixels from process to process would only cost; to keep a GPU busy, many cores must decode for it.
         device: "cpu" or "cuda", for the actors.
         min_actors: Scoring actors kept.
         max_actors: Most scoring actors.
         cpus_per_actor: CPUs each claims.
         gpus_per_actor: GPUs each claims.
-        cpus_per_decode: CPUs each fetch-and-decode task claims.
+        cpus_per_decode: CPUs each fetch-and-decode task claims; fused pipelines have none.
         num_workers: Cores, or actors where there are GPUs, to keep busy: decides the size of shards.
     """
 
+    is_fused: bool
     device: str
     min_actors: int
     max_actors: int
@@ -57,12 +54,13 @@ def shape_pipeline(compute: ComputeConfig, num_cpus: float, num_gpus: float) -> 
             )
         most = min(compute.max_actors or fitting, fitting)
         return PipelineShape(
+            is_fused=False,
             device="cuda",
             min_actors=min(compute.min_actors, most),
             max_actors=most,
             cpus_per_actor=1,
             gpus_per_actor=compute.gpus_per_actor,
-            cpus_per_decode=compute.cpus_per_decode or 1,
+            cpus_per_decode=compute.cpus_per_decode,
             num_workers=max(most, int(num_cpus)),
         )
     cores = max(1, int(num_cpus))
@@ -70,11 +68,12 @@ def shape_pipeline(compute: ComputeConfig, num_cpus: float, num_gpus: float) -> 
     if most > cores:
         raise ConfigError(f"{most} scoring actors do not fit {cores} CPUs: lower --max-actors or --min-actors")
     return PipelineShape(
+        is_fused=True,
         device="cpu",
         min_actors=compute.min_actors,
         max_actors=most,
-        cpus_per_actor=_CPU_SHARE_OF_ACTOR,
+        cpus_per_actor=1,
         gpus_per_actor=0,
-        cpus_per_decode=compute.cpus_per_decode or _CPU_SHARE_OF_DECODE,
+        cpus_per_decode=0,
         num_workers=cores,
     )

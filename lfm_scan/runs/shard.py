@@ -54,6 +54,16 @@ class Decoder(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """Scores preprocessed pixels."""
+
+    batch_size: int
+
+    def logits(self, pixels_bhwc: np.ndarray) -> np.ndarray:
+        """Return logits (B,) of pixels (B, 256, 256, 3) uint8."""
+        ...
+
+
 @dataclass(frozen=True)
 class ShardJob:
     """All that a worker needs besides the shard and the weights; small, and safe to send.
@@ -123,10 +133,41 @@ class Receipt:
     failures: tuple[Failure, ...] = ()
 
 
-def prepare_shard(
-    job: ShardJob, shard: int, planned: pa.Table, decoder: Decoder, known: KnownScores | None = None
+def score_shard(
+    job: ShardJob, shard: int, planned: pa.Table, decoder: Decoder, scorer: Scorer, *, known: KnownScores | None = None
 ) -> pa.Table:
-    """Fetch and decode the inputs of a shard; identical bytes once.
+    """Fetch, decode and score the inputs of a shard; identical bytes once.
+
+    While one image is scored, the next is decoded.
+
+    Args:
+        job: The run's settings.
+        shard: Its number.
+        planned: Its inputs, with the columns of the plan.
+        decoder: Where decoding happens.
+        scorer: Where scoring happens.
+        known: Scores of an earlier run, by the bytes' sha256.
+
+    Returns:
+        One row an input in the same order, with the columns of `result_schema`.
+
+    Raises:
+        OutageError: If a store answers nobody: that is no image's fault.
+    """
+    rows = _planned_facts(planned, shard)
+    decoded = _decode(job, planned, rows, decoder, known=known)
+    with_pixels = ((row, pixels) for row, pixels in decoded if pixels is not None)
+    while batch := list(itertools.islice(with_pixels, scorer.batch_size)):
+        logits = scorer.logits(np.stack([pixels for _, pixels in batch]))
+        for (row, _), logit in zip(batch, logits, strict=True):
+            row["logit"] = float(logit)
+    return finish_rows(job, _facts_table(rows, planned), ())
+
+
+def prepare_shard(
+    job: ShardJob, shard: int, planned: pa.Table, decoder: Decoder, *, known: KnownScores | None = None
+) -> pa.Table:
+    """Fetch and decode the inputs of a shard, for another machine to score; identical bytes once.
 
     Args:
         job: The run's settings.
@@ -142,18 +183,44 @@ def prepare_shard(
     Raises:
         OutageError: If a store answers nobody: that is no image's fault.
     """
+    rows = _planned_facts(planned, shard)
+    block = np.zeros((len(rows), SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
+    for _ in _decode(job, planned, rows, decoder, known=known, block=block):
+        pass
+    column = pa.FixedSizeBinaryArray.from_buffers(_PIXELS.type, len(rows), [None, pa.py_buffer(block)])
+    return _facts_table(rows, planned).append_column(_PIXELS, column)
+
+
+def _decode(
+    job: ShardJob,
+    planned: pa.Table,
+    rows: list[dict[str, Any]],
+    decoder: Decoder,
+    *,
+    known: KnownScores | None,
+    block: np.ndarray | None = None,
+) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+    """Fetch and decode; fill in the rows, and yield each decoded one with its pixels, (256, 256, 3), or None.
+
+    With a block, (N, 256, 256, 3), the pixels are those of the row's place in it.
+    """
     inputs = from_table(planned)
-    pixels = np.zeros((len(inputs), SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
-    rows = [_planned_facts(each, shard) for each in inputs]
     in_decoder: deque[dict[str, Any]] = deque()
 
     def to_decode() -> Iterator[EncodedImage]:
         for index, fetched in _new_bytes(job, inputs, rows, known):
             in_decoder.append(rows[index])
-            yield EncodedImage(inputs[index].uri, fetched.data, rows[index]["sha256"], out=pixels[index])
+            out = None if block is None else block[index]
+            yield EncodedImage(inputs[index].uri, fetched.data, rows[index]["sha256"], out=out)
 
     for prepared in decoder.prepare_all(to_decode()):
-        in_decoder.popleft().update(_told_by_bytes(prepared))
+        row = in_decoder.popleft()
+        row.update(_told_by_bytes(prepared))
+        yield row, prepared.pixels
+
+
+def _facts_table(rows: list[dict[str, Any]], planned: pa.Table) -> pa.Table:
+    """Return what is known of all inputs, once what was decoded is filled in, and the columns that are carried."""
     for row in rows:
         if row["same_as"] is not None:
             first = rows[row["same_as"]]
@@ -162,8 +229,7 @@ def prepare_shard(
     for field in planned.schema:
         if field.name.startswith(CARRIED):
             table = table.append_column(field, planned.column(field.name))
-    column = pa.FixedSizeBinaryArray.from_buffers(_PIXELS.type, len(rows), [None, pa.py_buffer(pixels)])
-    return table.append_column(_PIXELS, column)
+    return table
 
 
 def _new_bytes(
@@ -270,16 +336,19 @@ def _failures(results: pa.Table, most: int = 3) -> tuple[Failure, ...]:
     return tuple(Failure(uri, status, error or "") for uri, status, error in itertools.islice(failed, most))
 
 
-def _planned_facts(planned: Input, shard: int) -> dict[str, Any]:
-    """Return a row as the plan knows it."""
-    return {
-        **dict.fromkeys(_FACTS.names),
-        "uri": planned.uri,
-        "size_bytes": planned.size_bytes,
-        "etag": planned.etag,
-        "last_modified": planned.last_modified,
-        "shard": shard,
-    }
+def _planned_facts(planned: pa.Table, shard: int) -> list[dict[str, Any]]:
+    """Return the rows as the plan knows them."""
+    return [
+        {
+            **dict.fromkeys(_FACTS.names),
+            "uri": each.uri,
+            "size_bytes": each.size_bytes,
+            "etag": each.etag,
+            "last_modified": each.last_modified,
+            "shard": shard,
+        }
+        for each in from_table(planned)
+    ]
 
 
 def _told_by_bytes(prepared: Prepared) -> dict[str, Any]:

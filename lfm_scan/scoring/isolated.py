@@ -108,8 +108,8 @@ class IsolatedDecoder:
             for prepared in decoder.prepare_all(EncodedImage(uri, data) for uri, data in files):
                 ...
 
-    The child starts with the first file and stays until `close`, over any number of `prepare_all`. A killed parent
-    leaves nothing: the child ends with its pipe, or by its timers if a decoder hangs. Not thread-safe.
+    The child starts with the first file, or with `start`, and stays until `close`, over any number of `prepare_all`. A
+    killed parent leaves nothing: the child ends with its pipe, or by its timers if a decoder hangs. Not thread-safe.
 
     Args:
         policy_id: Of the preprocess policy.
@@ -130,6 +130,14 @@ class IsolatedDecoder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Start the child now and do not wait for it; without this, it starts with the first file.
+
+        Raises:
+            RuntimeError: If it cannot be started.
+        """
+        self._current_child()
 
     def close(self) -> None:
         """End the child. The next file would start another."""

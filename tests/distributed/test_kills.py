@@ -114,8 +114,8 @@ def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expecte
     for num_parts in (1, 5, 9):
         target.wait_for_parts("run", driver, num_parts)
         victims = _workers_of(driver.pid)
-        # An actor and a task where there are both.
-        victims.sort(key=lambda process: ("ScoreShard" not in _name(process), process.pid))
+        # An actor that scans, and whatever else there is.
+        victims.sort(key=lambda process: ("ScanShard" not in _name(process), process.pid))
         for victim in (victims[0], victims[-1]):
             killed.append(_name(victim))
             victim.kill()
@@ -123,7 +123,7 @@ def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expecte
 
     assert driver.returncode == 0, stderr.decode()
     assert len(killed) == 6
-    assert any("ScoreShard" in name for name in killed)
+    assert any("ScanShard" in name for name in killed)
     target.check("run", expected)
 
 

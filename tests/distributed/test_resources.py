@@ -8,19 +8,21 @@ from lfm_scan.options import ComputeConfig
 
 
 @pytest.mark.parametrize("num_cpus", [1, 2, 16, 96])
-def test_on_cpus_every_core_can_score_and_decode_at_once(num_cpus: int) -> None:
+def test_on_cores_alone_every_core_has_an_actor_that_does_all(num_cpus: int) -> None:
     shape = shape_pipeline(ComputeConfig(), num_cpus, num_gpus=0)
 
-    assert shape.device == "cpu"
+    assert (shape.device, shape.is_fused) == ("cpu", True)
     assert shape.max_actors == num_cpus
-    # With the pool at its largest, decode tasks still fit: otherwise the pipeline would wait for ever.
-    assert shape.max_actors * shape.cpus_per_actor + shape.cpus_per_decode <= num_cpus
+    assert shape.max_actors * shape.cpus_per_actor <= num_cpus
 
 
 def test_gpus_are_filled_by_fractions() -> None:
     shape = shape_pipeline(ComputeConfig(gpus_per_actor=0.25), num_cpus=32, num_gpus=2)
 
     assert (shape.device, shape.max_actors, shape.gpus_per_actor) == ("cuda", 8, 0.25)
+    assert not shape.is_fused
+    # With the pool at its largest, decode tasks still fit: otherwise the pipeline would wait for ever.
+    assert shape.max_actors * shape.cpus_per_actor + shape.cpus_per_decode <= 32
 
 
 def test_a_cpu_is_used_where_asked_for_despite_gpus() -> None:

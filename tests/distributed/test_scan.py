@@ -12,6 +12,7 @@ import pytest
 
 import lfm_scan
 from lfm_scan.config import ScanConfig
+from lfm_scan.distributed.resources import PipelineShape
 from lfm_scan.errors import FingerprintError, NotFoundError, RunError
 from lfm_scan.options import ComputeConfig, StorageConfig
 from lfm_scan.runs import finalize
@@ -163,6 +164,40 @@ def test_the_shape_of_the_pool_does_not_change_a_score(config: ScanConfig, tmp_p
     mine, theirs = lfm_scan.read_results(config.output), lfm_scan.read_results(other.output)
     assert mine["uri"].tolist() == theirs["uri"].tolist()
     assert (mine["logit"] - theirs["logit"]).abs().max() < 1e-4
+
+
+def test_separate_stages_give_the_rows_of_fused_ones(
+    config: ScanConfig, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "in")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    (folder / "twin.png").write_bytes(min(folder.rglob("*.png")).read_bytes())
+    config = replace(config, sources=(str(folder),))
+    lfm_scan.scan(config)
+    other = replace(config, output=str(tmp_path / "other"))
+    monkeypatch.setattr("lfm_scan.distributed.scan.shape_pipeline", _staged_on_cpus)
+    lfm_scan.scan(other)
+
+    mine, theirs = lfm_scan.read_results(config.output), lfm_scan.read_results(other.output)
+    assert len(mine) == 42
+    assert mine["sha256"].duplicated().any()
+    pd.testing.assert_frame_equal(mine[SCORE_COLUMNS], theirs[SCORE_COLUMNS])
+
+
+def _staged_on_cpus(compute: ComputeConfig, num_cpus: float, num_gpus: float) -> PipelineShape:
+    """Lay a pipeline out as for GPUs, without one."""
+    assert compute.device == "auto"
+    assert num_gpus == 0
+    return PipelineShape(
+        is_fused=False,
+        device="cpu",
+        min_actors=1,
+        max_actors=1,
+        cpus_per_actor=1,
+        gpus_per_actor=0,
+        cpus_per_decode=num_cpus / 2,
+        num_workers=2,
+    )
 
 
 def test_awkward_files_end_as_one_row_each_with_the_right_status(tmp_path: Path, tiny_weights: Path) -> None:

@@ -104,7 +104,7 @@ def test_known_bytes_are_not_decoded(job: ShardJob, tmp_path: Path) -> None:
     known = KnownScores(index_scores(fresh.select(SCORE_COLUMNS).slice(0, 2)))
     decoder = DecoderInProcess()
 
-    prepared = prepare_shard(job, 0, planned, decoder, known)
+    prepared = prepare_shard(job, 0, planned, decoder, known=known)
     again = finish_rows(job, prepared, [3.0])
 
     assert decoder.names == [f"{tmp_path}/02"]
