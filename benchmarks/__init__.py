@@ -1,0 +1,1 @@
+"""Scripts that measure, and can be repeated; their results are in `results`."""
