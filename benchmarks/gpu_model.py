@@ -76,14 +76,14 @@ class Side:
         precision: Of weights and maps.
         forward: From (B, H, W, 3) uint8 on the device to (B,).
         graphed: Whether it is launched as a CUDA graph, recorded for each size of batch.
-        max_batch: Largest batch it is measured at.
+        only_batch: The one size of batch that it takes, or None for any.
     """
 
     name: str
     precision: Precision
     forward: Forward
     graphed: bool = False
-    max_batch: int = _BATCHES[-1]
+    only_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,8 @@ def _builders(
         batch = min(256, scale.batches[-1])
         with _time_limit(_COMPILE_LIMIT_S):
             compiled_network(_random_pixels(batch, scale))
-        # Each other size would be compiled again.
-        return [Side(f"folded {precision}, torch.compile", precision, compiled_network, max_batch=-batch)]
+        # Another size would be compiled again.
+        return [Side(f"folded {precision}, torch.compile", precision, compiled_network, only_batch=batch)]
 
     def fused(precision: Precision) -> list[Side]:
         from lfm_scan.scoring.cuda.fused import FusedLFM  # noqa: PLC0415 - needs Triton
@@ -452,8 +452,6 @@ def _agreement(report: dict[str, Any], scale: Scale, checkpoint: Checkpoint, opt
         "sides": [],
     }
     for side in sides:
-        if side.max_batch < 0:
-            continue  # compiled for one size of batch, which is measured below
         row: dict[str, Any] = {"side": side.name}
         try:
             found = _all_logits(side, pixels, scale)
@@ -495,15 +493,16 @@ def _throughput_of_batch(batch: int, scale: Scale, options: argparse.Namespace) 
     inputs = [_pixels(options, batch, scale, start=index * batch) for index in range(_NUM_INPUTS)]
     measured = []
     for side in options.built:
-        if batch > abs(side.max_batch) or (side.max_batch < 0 and batch != -side.max_batch):
+        if side.only_batch not in (None, batch):
             continue
         row: dict[str, Any] = {"side": side.name, "precision": side.precision, "batch": batch}
         rows.append(row)
         try:
             forward = side.forward
+            # A graph keeps what one pass takes.
+            row["peak_memory_mb"] = _peak_memory_mb(functools.partial(forward, inputs[0]), scale)
             if side.graphed:
                 forward = GraphedNetwork(side.forward, inputs[0].shape, scale.device)
-            row["peak_memory_mb"] = _peak_memory_mb(functools.partial(forward, inputs[0]), scale)
         except Exception as exc:  # noqa: BLE001
             row["error"] = _reason(exc)
             _free(scale)
@@ -680,11 +679,13 @@ def _free(scale: Scale) -> None:
 
 
 def _all_logits(side: Side, pixels: np.ndarray, scale: Scale) -> np.ndarray:
+    size = side.only_batch or _AGREEMENT_BATCH
     parts = []
-    for start in range(0, len(pixels), _AGREEMENT_BATCH):
-        batch = torch.from_numpy(pixels[start : start + _AGREEMENT_BATCH]).to(scale.device)
+    for start in range(0, len(pixels), size):
+        # Each batch is full: the last one begins again with the first images.
+        batch = torch.from_numpy(pixels[np.arange(start, start + size) % len(pixels)]).to(scale.device)
         parts.append(side.forward(batch).float().cpu())
-    return torch.cat(parts).double().numpy()
+    return torch.cat(parts)[: len(pixels)].double().numpy()
 
 
 def _score(logits: np.ndarray) -> np.ndarray:
