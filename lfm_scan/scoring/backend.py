@@ -1,42 +1,47 @@
-"""Runs the network on batches of preprocessed pixels. One class a runtime, behind one method: `logits`."""
+"""Runs the network on preprocessed pixels. One class a runtime, behind one method, `logits`; `open_backend` chooses."""
 
 from __future__ import annotations
 
-import copy
-from typing import Final
+import importlib
+import logging
+import math
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import Checkpoint
-from lfm_scan.model.network import LFM, Block
+from lfm_scan.scoring.torch_backend import TorchBackend, fold_batch_norm
 
-# Layer1's map is 16.6 MB an image: on a CPU, one image at a time stays in the cache, and its score cannot depend on
-# its neighbours in a batch.
-_CPU_BATCH: Final = 1
-_CUDA_BATCH: Final = 128
+__all__ = [
+    "Backend",
+    "BackendName",
+    "Precision",
+    "TorchBackend",
+    "fold_batch_norm",
+    "has_openvino",
+    "open_backend",
+    "resolve_device",
+]
+
+BackendName = Literal["auto", "torch", "openvino"]
+Precision = Literal["fp32", "bf16"]
+
+_BACKENDS: Final = ("auto", "torch", "openvino")
+_PRECISIONS: Final = ("fp32", "bf16")
+
+_logger: Final = logging.getLogger(__name__)
 
 
-class TorchBackend:
-    """LFM in torch, prepared for inference: BatchNorm folded into the convolutions, channels-last.
+class Backend(Protocol):
+    """The network on one device, ready to score."""
 
-    Args:
-        checkpoint: Weights and their normalisation.
-        device: "cpu", or "cuda" for the first visible GPU; see `resolve_device`.
-        batch_size: Images a forward pass. Default: 1 on a CPU, 128 on a GPU.
-    """
+    @property
+    def batch_size(self) -> int:
+        """Images a forward pass."""
+        ...
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", batch_size: int | None = None) -> None:
-        self.device = torch.device(device)
-        self.batch_size = batch_size or (_CUDA_BATCH if self.device.type == "cuda" else _CPU_BATCH)
-        model = fold_batch_norm(checkpoint.model)
-        self._model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._mean = torch.tensor(checkpoint.metadata.mean, device=self.device).view(3, 1, 1)
-        self._std = torch.tensor(checkpoint.metadata.std, device=self.device).view(3, 1, 1)
-
-    @torch.inference_mode()
     def logits(self, pixels_bhwc: np.ndarray) -> np.ndarray:
         """Return one logit an image.
 
@@ -46,26 +51,60 @@ class TorchBackend:
         Returns:
             (B,) float32.
         """
-        images = torch.from_numpy(pixels_bhwc)
-        parts = [self._forward(batch) for batch in torch.split(images, self.batch_size)] if len(images) else []
-        return torch.cat(parts).numpy() if parts else np.empty(0, dtype=np.float32)
-
-    def _forward(self, batch_bhwc: Tensor) -> Tensor:
-        # A permuted NHWC tensor already is channels-last: no copy until the conversion to float.
-        x_bchw = batch_bhwc.to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        logits: Tensor = self._model(x_bchw.sub_(self._mean).div_(self._std))
-        return logits.cpu()
+        ...
 
 
-def fold_batch_norm(model: LFM) -> LFM:
-    """Return a copy of the network for inference with each BatchNorm folded into its convolution."""
-    folded = copy.deepcopy(model).eval()
-    for block in folded.blocks:
-        assert isinstance(block, Block)  # noqa: S101 - narrows the type; SNet is made of nothing else
-        assert isinstance(block.norm, nn.BatchNorm2d)  # noqa: S101
-        block.conv = nn.utils.fusion.fuse_conv_bn_eval(block.conv, block.norm)
-        block.norm = nn.Identity()
-    return folded.requires_grad_(False)
+def open_backend(
+    checkpoint: Checkpoint,
+    device: str,
+    *,
+    backend: BackendName = "auto",
+    precision: Precision = "fp32",
+    batch_size: int | None = None,
+    num_threads: int | None = None,
+    threshold: float = 0.5,
+) -> Backend:
+    """Return the fastest way to run a checkpoint here.
+
+    Args:
+        checkpoint: Weights and their normalisation.
+        device: "cpu" or "cuda", as `resolve_device` returns it.
+        backend: "auto" is OpenVINO on a CPU where it is installed, else torch.
+        precision: Of the convolutions. Where bf16 is not to be had, the logits are fp32's, which is only slower: a
+            cluster may have processors of both kinds. A line in the log says so.
+        batch_size: Images a forward pass on a GPU. A CPU takes one at a time.
+        num_threads: Threads on a CPU. Default: torch's own number. For torch it is set for the whole process.
+        threshold: Score above which images are flagged: near it, bf16 is checked in fp32.
+
+    Raises:
+        ConfigError: If an argument is out of range, or OpenVINO is asked for where it cannot be.
+    """
+    _check(device, backend, precision, num_threads, threshold)
+    if device == "cpu" and (backend == "openvino" or (backend == "auto" and has_openvino())):
+        from lfm_scan.scoring import openvino_backend  # noqa: PLC0415 - it may not be installed
+
+        if precision == "bf16" and not openvino_backend.supports_bf16():
+            _logger.warning("precision bf16: this processor does not compute in bfloat16; scoring in fp32")
+            precision = "fp32"
+        return openvino_backend.OpenVINOBackend(
+            checkpoint, precision=precision, num_threads=num_threads, decision=_logit(threshold)
+        )
+    if device == "cpu" and backend == "auto":
+        _logger.warning("OpenVINO is not installed: the torch backend takes twice the time; pip install openvino")
+    if precision == "bf16":
+        _logger.warning("precision bf16: the torch backend on %s computes in fp32 only", device)
+    if device == "cpu" and num_threads is not None:
+        torch.set_num_threads(num_threads)
+    return TorchBackend(checkpoint, device, batch_size)
+
+
+def has_openvino() -> bool:
+    """Return whether OpenVINO is installed and can be loaded."""
+    try:
+        importlib.import_module("openvino")
+    except ImportError:  # also where its libraries do not fit the system's
+        return False
+    return True
 
 
 def resolve_device(device: str) -> str:
@@ -81,3 +120,24 @@ def resolve_device(device: str) -> str:
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
     return device
+
+
+def _check(device: str, backend: str, precision: str, num_threads: int | None, threshold: float) -> None:
+    if backend not in _BACKENDS:
+        raise ConfigError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+    if num_threads is not None and num_threads < 1:
+        raise ConfigError(f"num_threads must be at least 1, got {num_threads}")
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold must be 0 to 1, got {threshold}")
+    if backend == "openvino" and device != "cpu":
+        raise ConfigError(f"backend openvino runs on a CPU only, not on {device}: use backend auto, or device cpu")
+    if backend == "openvino" and not has_openvino():
+        raise ConfigError("backend openvino: it is not installed here; pip install openvino, or use backend torch")
+
+
+def _logit(score: float) -> float:
+    if score in (0, 1):
+        return math.copysign(math.inf, score - 0.5)
+    return math.log(score / (1 - score))
