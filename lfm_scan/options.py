@@ -13,6 +13,8 @@ from typing import Final, Literal
 from lfm_scan.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
+BackendName = Literal["auto", "torch", "openvino"]
+Precision = Literal["fp32", "bf16"]
 Pooling = Literal["gap", "gmp", "cbam", "tkp"]
 Variant = Literal["paper", "published"]
 Preset = Literal["paper", "published", "crop"]
@@ -70,6 +72,9 @@ class ComputeConfig:
 
     Attributes:
         device: Where the model runs; auto takes GPUs if the cluster has any.
+        backend: What runs the network on a CPU; auto is OpenVINO where it is installed.
+        precision: Of the convolutions. bf16 is faster where the processor has it; what it brings near the threshold is
+            computed again in fp32, so that no decision changes.
         batch_size: Images a forward pass. Default: 1 on a CPU, 128 on a GPU.
         min_actors: Scoring actors kept alive.
         max_actors: Most scoring actors. Default: one a core on CPUs; on GPUs as many as fit.
@@ -82,6 +87,8 @@ class ComputeConfig:
     """
 
     device: Device = "auto"
+    backend: BackendName = "auto"
+    precision: Precision = "fp32"
     batch_size: int | None = None
     min_actors: int = 1
     max_actors: int | None = None

@@ -21,6 +21,7 @@ import ray.data
 from lfm_scan.concurrency import map_ahead
 from lfm_scan.distributed.resources import PipelineShape
 from lfm_scan.distributed.tasks import ToDo, commit, prepare, scan_shard
+from lfm_scan.options import ComputeConfig
 from lfm_scan.runs.shard import Receipt, Scorer, finish_rows, pixels_of
 from lfm_scan.scoring.isolated import IsolatedDecoder
 
@@ -42,13 +43,13 @@ class Work:
         to_do: What its tasks need to know.
         weights: The checkpoint's file.
         shape: How the pipeline is laid out.
-        batch_size: Images a forward pass, or None for the device's default.
+        compute: How the network is run.
     """
 
     to_do: ToDo
     weights: bytes
     shape: PipelineShape
-    batch_size: int | None
+    compute: ComputeConfig
 
 
 class ScanShard:
@@ -79,15 +80,18 @@ class ScoreShard:
 
 def _open_backend(work: Work) -> Scorer:
     # Late: it loads torch, and a decoder that was started before uses the time.
-    import torch  # noqa: PLC0415
-
     from lfm_scan.model import load_checkpoint  # noqa: PLC0415
-    from lfm_scan.scoring.backend import TorchBackend  # noqa: PLC0415
+    from lfm_scan.scoring.backend import open_backend  # noqa: PLC0415
 
-    if work.shape.device == "cpu":
-        # One actor a core: more threads each would only get in one another's way.
-        torch.set_num_threads(1)
-    return TorchBackend(load_checkpoint(work.weights), work.shape.device, work.batch_size)
+    return open_backend(
+        load_checkpoint(work.weights),
+        work.shape.device,
+        backend=work.compute.backend if work.shape.device == "cpu" else "auto",
+        precision=work.compute.precision,
+        batch_size=work.compute.batch_size,
+        num_threads=1,  # one actor a core: more threads each would only get in one another's way
+        threshold=work.to_do.job.threshold,
+    )
 
 
 def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:

@@ -142,7 +142,7 @@ def _scan(run: Run, listener: Listener, stop: GracefulStop) -> tuple[int, Summar
     if shards:
         known = None if run.reuse is None else ray.put(scores_of(run.reuse))
         to_do = ToDo(run.job, plan, known, StopFlag())
-        work = Work(to_do, run.weights, shape, run.config.compute.batch_size)
+        work = Work(to_do, run.weights, shape, run.config.compute)
         _stream(run, work, shards, listener, stop)
     listener.finalizing()
     parts = run.directory.list_parts()

@@ -42,6 +42,7 @@ _DECIDES_SCORES: Final = (
     "schema_version",
     "weights_sha256",
     "preprocess",
+    "precision",
     "max_image_bytes",
     "max_image_pixels",
     "min_side_px",

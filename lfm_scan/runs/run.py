@@ -226,6 +226,7 @@ def _fingerprint(config: ScanConfig, checkpoint: Checkpoint, preprocess: str) ->
         "model_id": checkpoint.metadata.model_id,
         "weights_sha256": checkpoint.sha256,
         "preprocess": preprocess,
+        "precision": config.compute.precision,
         "threshold": config.threshold,
         "flag_unassessable": config.flag_unassessable,
         "max_image_bytes": config.limits.max_image_bytes,

@@ -57,7 +57,10 @@ class Decoder(Protocol):
 class Scorer(Protocol):
     """Scores preprocessed pixels."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """Images it takes at once."""
+        ...
 
     def logits(self, pixels_bhwc: np.ndarray) -> np.ndarray:
         """Return logits (B,) of pixels (B, 256, 256, 3) uint8."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol, get_args
 
 import numpy as np
 import torch
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import Checkpoint
+from lfm_scan.options import BackendName, Precision
 from lfm_scan.scoring.torch_backend import TorchBackend, fold_batch_norm
 
 __all__ = [
     "Backend",
-    "BackendName",
-    "Precision",
     "TorchBackend",
     "fold_batch_norm",
     "has_openvino",
@@ -25,11 +24,8 @@ __all__ = [
     "resolve_device",
 ]
 
-BackendName = Literal["auto", "torch", "openvino"]
-Precision = Literal["fp32", "bf16"]
-
-_BACKENDS: Final = ("auto", "torch", "openvino")
-_PRECISIONS: Final = ("fp32", "bf16")
+_BACKENDS: Final = get_args(BackendName)
+_PRECISIONS: Final = get_args(Precision)
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -69,7 +65,7 @@ def open_backend(
     Args:
         checkpoint: Weights and their normalisation.
         device: "cpu" or "cuda", as `resolve_device` returns it.
-        backend: "auto" is OpenVINO on a CPU where it is installed, else torch.
+        backend: "auto" is OpenVINO on a CPU where it is installed, else torch; on a GPU, `CudaBackend`.
         precision: Of the convolutions. Where bf16 is not to be had, the logits are fp32's, which is only slower: a
             cluster may have processors of both kinds. A line in the log says so.
         batch_size: Images a forward pass on a GPU. A CPU takes one at a time.
@@ -91,6 +87,10 @@ def open_backend(
         )
     if device == "cpu" and backend == "auto":
         _logger.warning("OpenVINO is not installed: the torch backend takes twice the time; pip install openvino")
+    if device == "cuda" and backend == "auto":
+        from lfm_scan.scoring.cuda.backend import CudaBackend  # noqa: PLC0415 - a CPU has no use for it
+
+        return CudaBackend(checkpoint, precision=precision, batch_size=batch_size)
     if precision == "bf16":
         _logger.warning("precision bf16: the torch backend on %s computes in fp32 only", device)
     if device == "cpu" and num_threads is not None:

@@ -10,6 +10,7 @@ them, in float32, so neither knows the precision of the convolutions.
 
 from __future__ import annotations
 
+import queue
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.model import LFM, Checkpoint
 from lfm_scan.model.network import Block
-from lfm_scan.scoring.backend import Precision
+from lfm_scan.options import Precision
 from lfm_scan.scoring.torch_backend import fold_batch_norm
 
 _HINTS: Final[dict[Precision, str]] = {"fp32": "f32", "bf16": "bf16"}
@@ -64,17 +65,17 @@ class OpenVINOBackend:
     ) -> None:
         num_threads = num_threads or torch.get_num_threads()
         model = fold_batch_norm(checkpoint.model)
-        self._decision = decision
         self._head = _Head(model)
-        self._exact = _Network(model, checkpoint.metadata.std, "fp32", num_threads)
-        self._fast = self._exact
-        if precision == "bf16":
-            self._fast = _Network(model, checkpoint.metadata.std, "bf16", num_threads)
+        self._decision = decision
+        precisions: tuple[Precision, ...] = ("fp32",) if precision == "fp32" else ("bf16", "fp32")
+        networks = [_compile(model, checkpoint.metadata.std, each, num_threads) for each in precisions]
+        self._lanes: queue.SimpleQueue[list[_Lane]] = queue.SimpleQueue()
+        for _ in range(num_threads):
+            self._lanes.put([_Lane(network) for network in networks])
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="openvino") if num_threads > 1 else None
-        self._num_threads = num_threads
 
     def logits(self, pixels_bhwc: np.ndarray) -> np.ndarray:
-        """Return one logit an image.
+        """Return one logit an image. May be called by several threads at once; they share this backend's.
 
         Args:
             pixels_bhwc: (B, 256, 256, 3) uint8 RGB; B may be 0.
@@ -82,24 +83,18 @@ class OpenVINOBackend:
         Returns:
             (B,) float32.
         """
-        logits = np.empty(len(pixels_bhwc), dtype=np.float32)
+        apply = map if self._threads is None or len(pixels_bhwc) < 2 else self._threads.map
+        return np.fromiter(apply(self._logit, pixels_bhwc), np.float32, len(pixels_bhwc))
 
-        def fill(lane: int) -> None:
-            for index in range(lane, len(logits), self._num_threads):
-                logits[index] = self._logit(pixels_bhwc[index], lane)
-
-        if self._threads is None or len(logits) < 2:
-            for lane in range(self._num_threads):
-                fill(lane)
-        else:
-            list(self._threads.map(fill, range(min(self._num_threads, len(logits)))))
-        return logits
-
-    def _logit(self, pixels_hwc: np.ndarray, lane: int) -> float:
-        logit = self._head(self._fast.feature_map(pixels_hwc, lane))
-        if self._fast is not self._exact and abs(logit - self._decision) <= RECHECK_LOGITS:
-            logit = self._head(self._exact.feature_map(pixels_hwc, lane))
-        return logit
+    def _logit(self, pixels_hwc: np.ndarray) -> float:
+        lanes = self._lanes.get()
+        try:
+            logit = self._head(lanes[0].feature_map(pixels_hwc))
+            if len(lanes) > 1 and abs(logit - self._decision) <= RECHECK_LOGITS:
+                logit = self._head(lanes[1].feature_map(pixels_hwc))
+            return logit
+        finally:
+            self._lanes.put(lanes)
 
 
 def supports_bf16() -> bool:
@@ -107,35 +102,28 @@ def supports_bf16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class _Network:
-    """NPR and the convolutions, compiled once and run in lanes that may be used at the same time."""
-
-    def __init__(self, model: LFM, std: tuple[float, float, float], precision: Precision, num_lanes: int) -> None:
-        config = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "INFERENCE_NUM_THREADS": num_lanes,
-            "NUM_STREAMS": num_lanes,
-            # Each process would pin its threads to the same first cores.
-            "ENABLE_CPU_PINNING": False,
-        }
-        compiled = ov.Core().compile_model(_build_graph(model, std, precision), "CPU", config)
-        self._lanes = [_Lane(compiled) for _ in range(num_lanes)]
-
-    def feature_map(self, pixels_hwc: np.ndarray, lane: int) -> np.ndarray:
-        """Return the projected map (1, 64, H', W') float32, valid until the lane's next call."""
-        return self._lanes[lane].run(pixels_hwc)
+def _compile(model: LFM, std: tuple[float, float, float], precision: Precision, num_threads: int) -> ov.CompiledModel:
+    config = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": num_threads,
+        # Each process would pin its threads to the same first cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return ov.Core().compile_model(_build_graph(model, std, precision), "CPU", config)
 
 
 class _Lane:
-    """One request and the arrays it works on."""
+    """NPR and the convolutions for one image at a time: a request and the arrays it works on."""
 
-    def __init__(self, compiled: ov.CompiledModel) -> None:
+    def __init__(self, network: ov.CompiledModel) -> None:
         self._residual = np.empty((1, SIDE_PX, SIDE_PX, 3), np.uint8)
         self._scratch = np.empty_like(self._residual)
-        self._request = compiled.create_infer_request()
+        self._request = network.create_infer_request()
         self._request.set_input_tensor(ov.Tensor(self._residual, shared_memory=True))
 
-    def run(self, pixels_hwc: np.ndarray) -> np.ndarray:
+    def feature_map(self, pixels_hwc: np.ndarray) -> np.ndarray:
+        """Return the projected map (1, 64, H', W') float32, valid until the next call."""
         npr_uint8(pixels_hwc, self._residual, self._scratch)
         self._request.infer()
         feature_map: np.ndarray = self._request.get_output_tensor().data

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lfm_scan.errors import ConfigError, StorageError
 from lfm_scan.imaging import ImageLimits, get_policy
-from lfm_scan.scoring.backend import TorchBackend, resolve_device
+from lfm_scan.scoring.backend import open_backend, resolve_device
 from lfm_scan.scoring.prepare import Prepared, image_error, prepare_bytes, prepare_image
 from lfm_scan.scoring.result import ImageResult, judge
 from lfm_scan.scoring.weights import BUNDLED, read_weights
@@ -63,7 +63,9 @@ class Scorer:
         self._threshold = threshold
         self._flag_unassessable = flag_unassessable
         self._storage = storage
-        self._backend = TorchBackend(self.checkpoint, resolve_device(device), batch_size)
+        self._backend = open_backend(
+            self.checkpoint, resolve_device(device), batch_size=batch_size, threshold=threshold
+        )
 
     def score(self, images: Iterable[Source]) -> list[ImageResult]:
         """Score images.

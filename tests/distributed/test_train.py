@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,28 +14,16 @@ import psutil
 import pytest
 
 import lfm_scan
+from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.train import Event, TrainListener, train
 from lfm_scan.errors import ConfigError, TrainingError
-from lfm_scan.training.config import TrainCompute, TrainConfig
+from lfm_scan.options import StorageConfig
+from lfm_scan.training.config import RecipeConfig, TrainCompute, TrainConfig
 from tests.scanning import REPOSITORY, command
-from tests.scanning import lfm_scan as run_lfm_scan
 from tests.servers import S3Server
 from tests.training.runs import assert_same_weights, small_config, write_doubled
 
 _TWO = TrainCompute(workers=2, precision="fp32")
-# The real images' codecs tell their labels in one set; it does not matter here.
-_REAL = [
-    "--preset",
-    "crop",
-    "--crop-px",
-    "64",
-    "--train-batch-size",
-    "16",
-    "--learning-rate",
-    "0.001",
-    "--max-leak",
-    "1",
-]
 
 
 @pytest.fixture(scope="module")
@@ -136,20 +123,48 @@ def _wait_for(is_there: Callable[[], bool], driver: subprocess.Popen[str], timeo
 
 
 def test_a_killed_driver_goes_on_on_real_images_in_s3_and_its_checkpoint_scans(
-    dev_data: Path, s3_server: S3Server, s3_bucket: str, tmp_path: Path
+    dev_data: Path, s3_server: S3Server, s3_bucket: str, tmp_path: Path, local_ray: None
 ) -> None:
     for name in ("forensynths_mini", "cyclegan_pairs"):
-        for path in sorted((dev_data / "dev" / name).rglob("*.png"))[::2]:
+        for path in sorted((dev_data / "dev" / name).rglob("*.png"))[::4]:
             s3_server.put(s3_bucket, f"data/{path.relative_to(dev_data / 'dev')}", path.read_bytes())
-    arguments = [
-        *("train", f"s3://{s3_bucket}/data/", "--endpoint-url", s3_server.endpoint_url, *_REAL, "--epochs", "2"),
-        *("--workers", "2", "--checkpoint-every", "1", "--validation-share", "0.3"),
-    ]
-    env = {**os.environ, **s3_server.env}
-    output = f"s3://{s3_bucket}/killed"
+    config = TrainConfig(
+        (f"s3://{s3_bucket}/data/",),
+        output=f"s3://{s3_bucket}/run",
+        validation_share=0.3,
+        checkpoint_every=1,
+        max_leak=1.0,  # the real images' codecs tell their labels in one set; it does not matter here
+        recipe=RecipeConfig(preset="crop", crop_px=64, train_batch_size=8, learning_rate=0.001, epochs=2),
+        storage=StorageConfig(endpoint_url=s3_server.endpoint_url),
+        compute=TrainCompute(workers=2),
+    )
+    _kill_a_driver_with_a_state(config, s3_server, s3_bucket)
+
+    outcome = train(config)  # refused if the command line's settings were others
+
+    assert [(entry["epoch"], entry["steps"]) for entry in outcome.position.history] == [(1, 2), (2, 2)]
+    scan = ScanConfig(
+        config.sources, output=str(tmp_path / "scan"), weights=outcome.best_checkpoint, storage=config.storage
+    )
+    lfm_scan.scan(scan)
+    rows = lfm_scan.read_results(scan.output)
+    assert len(rows) == 24
+    assert rows["score"].notna().all()
+    assert (rows["model_id"] == outcome.model_id).all()
+
+
+def _kill_a_driver_with_a_state(config: TrainConfig, s3_server: S3Server, bucket: str) -> None:
+    """Run the same training from the command line, and kill it once a state is saved, before it has finished."""
+    recipe = config.recipe
     driver = subprocess.Popen(
-        command(*arguments, "--output", output),
-        env=env,
+        command(
+            *("train", *config.sources, "--output", config.output, "--endpoint-url", s3_server.endpoint_url),
+            *("--preset", recipe.preset, "--crop-px", recipe.crop_px, "--train-batch-size", recipe.train_batch_size),
+            *("--learning-rate", recipe.learning_rate, "--epochs", recipe.epochs, "--max-leak", config.max_leak),
+            *("--workers", config.compute.workers, "--checkpoint-every", config.checkpoint_every),
+            *("--validation-share", config.validation_share),
+        ),
+        env={**os.environ, **s3_server.env},
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -157,27 +172,12 @@ def test_a_killed_driver_goes_on_on_real_images_in_s3_and_its_checkpoint_scans(
         process_group=0,
     )
 
-    def is_saved() -> bool:
-        found = s3_server.client().list_objects_v2(Bucket=s3_bucket, Prefix="killed/state.bin")
-        return bool(found.get("KeyCount"))
+    def has(key: str) -> bool:
+        return bool(s3_server.client().list_objects_v2(Bucket=bucket, Prefix=f"run/{key}").get("KeyCount"))
 
     try:
-        _wait_for(is_saved, driver)
+        _wait_for(lambda: has("state.bin"), driver)
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.communicate()
-
-    resumed = run_lfm_scan(*arguments, "--output", output, env=s3_server.env)
-    assert resumed.returncode == 0, resumed.stderr
-    history = json.loads(s3_server.client().get_object(Bucket=s3_bucket, Key="killed/history.json")["Body"].read())
-    assert [(entry["epoch"], entry["steps"]) for entry in history] == [(1, 2), (2, 2)]
-    scanned = run_lfm_scan(
-        *("scan", f"s3://{s3_bucket}/data/", "--output", tmp_path / "scan"),
-        *("--weights", f"{output}/checkpoints/best.safetensors", "--endpoint-url", s3_server.endpoint_url),
-        env=s3_server.env,
-    )
-    assert scanned.returncode == 0, scanned.stderr
-    rows = lfm_scan.read_results(tmp_path / "scan")
-    assert len(rows) == 47
-    assert rows["score"].notna().all()
-    assert rows["model_id"].str.startswith("lfm-crop-").all()
+    assert not has("_SUCCESS.json")

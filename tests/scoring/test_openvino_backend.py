@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ pytest.importorskip("openvino", reason="OpenVINO is not installed: no wheel for 
 from lfm_scan.imaging import ImageLimits, decode_bytes, get_policy
 from lfm_scan.model import ArchitectureConfig, Checkpoint, load_checkpoint
 from lfm_scan.model.layers import NPR
-from lfm_scan.options import Pooling
+from lfm_scan.options import Pooling, Precision
 from lfm_scan.scoring import openvino_backend
-from lfm_scan.scoring.backend import Precision, TorchBackend
+from lfm_scan.scoring.backend import TorchBackend
 from lfm_scan.scoring.openvino_backend import RECHECK_LOGITS, OpenVINOBackend, npr_uint8, supports_bf16
 from lfm_scan.scoring.weights import read_weights
 from tests.scoring.networks import logits_by_definition, random_checkpoint, random_pixels
@@ -86,6 +87,18 @@ def test_no_bit_depends_on_the_batch_or_the_threads(
     np.testing.assert_array_equal(one.logits(pixels[::-1]), together[::-1])
     three = OpenVINOBackend(checkpoint, precision=precision, num_threads=3)
     np.testing.assert_array_equal(three.logits(pixels), together)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_several_callers_at_once_get_their_own_logits(
+    checkpoint: Checkpoint, pixels: np.ndarray, num_threads: int
+) -> None:
+    shared = OpenVINOBackend(checkpoint, num_threads=num_threads)
+    expected = shared.logits(pixels)
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda shift: shared.logits(np.roll(pixels, shift, axis=0)), range(8)))
+    for shift, logits in enumerate(found):
+        np.testing.assert_array_equal(logits, np.roll(expected, shift))
 
 
 def test_the_residual_is_exact_in_uint8(pixels: np.ndarray) -> None:
