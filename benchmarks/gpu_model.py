@@ -45,7 +45,7 @@ sys.path.insert(0, str(_ROOT))
 
 from lfm_scan.model import LFM, Checkpoint, CheckpointMetadata, load_checkpoint  # noqa: E402
 from lfm_scan.scoring.cuda.backend import CudaBackend  # noqa: E402
-from lfm_scan.scoring.cuda.folded import FoldedLFM, Precision, allow_tf32  # noqa: E402
+from lfm_scan.scoring.cuda.folded import FoldedLFM, Precision, convolutions  # noqa: E402
 from lfm_scan.scoring.cuda.graphs import GraphedNetwork  # noqa: E402
 
 _RESULTS: Final = _ROOT / "benchmarks" / "results" / "gpu_model.json"
@@ -118,6 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     scale = _scale(options)
     torch.manual_seed(_SEED)
     checkpoint = _checkpoint(options.weights)
+    cudnn: Any = torch.backends.cudnn  # its attributes are made at run time
     report: dict[str, Any] = {
         "machine": _machine(scale),
         "versions": _versions(),
@@ -128,8 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
             "rounds": scale.rounds,
             "smoke": options.smoke,
             "torch_defaults": {
-                "cudnn.allow_tf32": torch.backends.cudnn.allow_tf32,
-                "matmul.allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+                "cudnn.conv.fp32_precision": cudnn.conv.fp32_precision,
+                "cuda.matmul.fp32_precision": torch.backends.cuda.matmul.fp32_precision,
             },
         },
         "gflop_per_image": round(flop_per_image(scale.side_px) / 1e9, 4),
@@ -157,7 +158,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--every", type=int, default=1, help="with --make-pixels: take each Nth image")
     parser.add_argument("--first", type=int, default=0, help="with --make-pixels: skip so many before the first")
-    parser.add_argument("--agreement-only", action="store_true", help="measure no times")
+    parser.add_argument(
+        "--agreement-only", action="store_true", help="measure no times; without a GPU, torch's sides on a CPU"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=list(_BATCHES))
     parser.add_argument("--seconds", type=float, default=420, help="start no measurement after this long")
     parser.add_argument("--out", type=Path, default=_RESULTS)
@@ -165,8 +168,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.make_pixels is not None and options.pixels is None:
         parser.error("--make-pixels needs --pixels FILE.npz to write to")
-    if not options.smoke and options.make_pixels is None and not torch.cuda.is_available():
-        parser.error("torch finds no GPU here; --smoke runs on a CPU")
+    needs_gpu = not options.smoke and not options.agreement_only and options.make_pixels is None
+    if needs_gpu and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; --smoke and --agreement-only run on a CPU")
     return options
 
 
@@ -175,7 +179,7 @@ def _scale(options: argparse.Namespace) -> Scale:
     if options.smoke:
         return Scale(torch.device("cpu"), 64, (1, 2), 2, 0, 64, 2**20, deadline_s)
     return Scale(
-        torch.device("cuda"),
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         _SIDE_PX,
         tuple(options.batches),
         _ROUNDS,
@@ -243,7 +247,7 @@ def _strict(forward: Forward, precision: Precision) -> Forward:
     """Return the pass with TF32 only where it is meant; nothing is searched, as in the backend."""
 
     def run(pixels_bhwc: Tensor) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=allow_tf32(precision)):
+        with convolutions(precision):
             return forward(pixels_bhwc)
 
     return run
@@ -253,7 +257,7 @@ def _searched(forward: Forward, precision: Precision) -> Forward:
     """Return the pass with cuDNN's search for its fastest algorithm."""
 
     def run(pixels_bhwc: Tensor) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=allow_tf32(precision)):
+        with convolutions(precision, search=True):
             return forward(pixels_bhwc)
 
     return run
@@ -305,7 +309,7 @@ def _builders(
         return sides
 
     yield "published", published
-    precisions: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16") if scale.on_gpu else ("fp32", "bf16")
+    precisions: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16") if scale.on_gpu else ("fp32", "bf16", "fp16")
     for precision in precisions:
         yield f"folded {precision}", functools.partial(folded, precision)
     if scale.on_gpu:
@@ -679,7 +683,7 @@ def _free(scale: Scale) -> None:
 
 
 def _all_logits(side: Side, pixels: np.ndarray, scale: Scale) -> np.ndarray:
-    size = side.only_batch or _AGREEMENT_BATCH
+    size = side.only_batch or min(_AGREEMENT_BATCH, len(pixels))
     parts = []
     for start in range(0, len(pixels), size):
         # Each batch is full: the last one begins again with the first images.

@@ -17,7 +17,7 @@ def test_the_smoke_run_measures_every_side_a_cpu_has(tmp_path: Path) -> None:
     gpu_model.main(["--smoke", "--weights", "random", "--out", str(out)])
     report = json.loads(out.read_text())
     assert report["errors"] == []
-    sides = {"published", "published, TF32 off", "folded fp32", "folded bf16"}
+    sides = {"published", "published, TF32 off", "folded fp32", "folded bf16", "folded fp16"}
     assert {row["side"] for row in report["agreement"]["sides"]} == sides
     assert {(row["side"], row["batch"]) for row in report["throughput"]} == {(s, b) for s in sides for b in (1, 2)}
     assert all(row["images_per_s"] > 0 and row["times_published"] > 0 for row in report["throughput"])
@@ -50,4 +50,4 @@ def test_without_a_gpu_the_full_run_is_refused(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit):
         gpu_model.main([])
-    assert "torch finds no GPU here; --smoke runs on a CPU" in capsys.readouterr().err
+    assert "torch finds no GPU here; --smoke and --agreement-only run on a CPU" in capsys.readouterr().err

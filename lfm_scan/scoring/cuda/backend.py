@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import Checkpoint
-from lfm_scan.scoring.cuda.folded import DTYPES, FoldedLFM, Precision, allow_tf32
+from lfm_scan.scoring.cuda.folded import DTYPES, FoldedLFM, Precision, convolutions
 from lfm_scan.scoring.cuda.graphs import GraphedNetwork
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ class CudaBackend:
             return self.forward(pixels_bhwc)
 
     def _eager(self, pixels_bhwc: Tensor) -> Tensor:
-        with _cudnn(self.precision):
+        with convolutions(self.precision):
             logits: Tensor = self._network(pixels_bhwc)
         return logits
 
@@ -243,11 +242,6 @@ class _Lanes:
             self._computed[lane].record(computing)
 
 
-def _cudnn(precision: Precision) -> AbstractContextManager[None]:
-    # No search for the fastest algorithm: it would be made again for every size of batch, and choose by chance.
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=allow_tf32(precision))
-
-
 @torch.inference_mode()
 def _compare(fused: FusedLFM, network: FoldedLFM, precision: Precision, pixels_bhwc: Tensor) -> None:
     """Compare the kernels' map with torch's, and their sum over it with torch's sum over the same map.
@@ -256,7 +250,7 @@ def _compare(fused: FusedLFM, network: FoldedLFM, precision: Precision, pixels_b
         RuntimeError: If they disagree. NaN disagrees.
     """
     map_bhwc = fused.feature_map(pixels_bhwc)
-    with _cudnn(precision):
+    with convolutions(precision):
         expected_bchw = network.feature_map(pixels_bhwc)
     found_bchw = map_bhwc.permute(0, 3, 1, 2)
     off = float((found_bchw - expected_bchw).norm() / expected_bchw.norm())

@@ -5,7 +5,9 @@ Shape legend: B batch, H W image or map height and width, C channels.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 DTYPES: Final[dict[str, torch.dtype]] = {
     "fp32": torch.float32,
-    "tf32": torch.float32,  # fp32 whose convolutions may round their factors: see `allow_tf32`
+    "tf32": torch.float32,  # fp32 whose convolutions may round their factors: see `convolutions`
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
@@ -91,6 +93,18 @@ def residual(pixels_bhwc: Tensor) -> Tensor:
     return (blocks - blocks[:, :, :1, :, :1]).abs().view(batch, height, width, channels)
 
 
-def allow_tf32(precision: Precision) -> bool:
-    """Tell whether convolutions of this precision may use TF32, which torch allows them unless told otherwise."""
-    return precision != "fp32"
+@contextlib.contextmanager
+def convolutions(precision: Precision, *, search: bool = False) -> Iterator[None]:
+    """Let cuDNN's convolutions round fp32 factors to TF32 or not, as the precision says; by default torch does.
+
+    Args:
+        precision: "fp32" forbids it.
+        search: Try algorithms for each new shape and keep the fastest. The choice is made by chance, and bits with it.
+    """
+    cudnn: Any = torch.backends.cudnn  # its attributes are made at run time
+    before = cudnn.conv.fp32_precision, cudnn.benchmark
+    cudnn.conv.fp32_precision, cudnn.benchmark = "ieee" if precision == "fp32" else "tf32", search
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision, cudnn.benchmark = before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import ArchitectureConfig
-from lfm_scan.scoring.cuda.folded import RESIDUAL_SCALE, FoldedLFM, Precision, residual
+from lfm_scan.scoring.cuda.folded import DTYPES, RESIDUAL_SCALE, FoldedLFM, Precision, convolutions, residual
 from tests.scoring.cuda.networks import DEVICE, make_checkpoint, make_pixels, needs_gpu, published_logits
 
 
@@ -66,7 +67,7 @@ def test_a_map_is_as_exact_as_its_precision(precision: Precision, bits: int) -> 
     expected = FoldedLFM(checkpoint, "fp32").double()
     expected.dtype = torch.float64
     wanted = expected.feature_map(pixels.cpu())
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=precision == "tf32"):
+    with convolutions(precision):
         found = FoldedLFM(checkpoint, precision).to(DEVICE).feature_map(pixels).cpu()
     assert (found - wanted).norm() < 2**-bits * wanted.norm()
 
@@ -96,3 +97,15 @@ def test_the_checkpoint_is_not_changed() -> None:
     for name, value in checkpoint.model.state_dict().items():
         assert value.dtype == before[name].dtype
         assert torch.equal(value, before[name])
+
+
+def test_only_fp32_forbids_tf32_and_all_is_put_back() -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.benchmark
+    found = {}
+    for precision in DTYPES:
+        with convolutions(cast(Precision, precision), search=True):
+            found[precision] = cudnn.conv.fp32_precision
+            assert cudnn.benchmark
+        assert (cudnn.conv.fp32_precision, cudnn.benchmark) == before
+    assert found == {"fp32": "ieee", "tf32": "tf32", "bf16": "tf32", "fp16": "tf32"}
