@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lfm_scan.bench.config import BenchConfig
-from lfm_scan.estimate.measure import one_thread, open_scan_backend
+from lfm_scan.estimate.measure import one_thread, open_scan_backend, score_alone
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.model import load_checkpoint
 
@@ -22,7 +22,7 @@ _barrier: Any = None
 
 
 def model_rate(config: BenchConfig, weights: bytes, num_processes: int) -> float:
-    """Return the images a second that so many processes of one thread score together.
+    """Return the images a second that so many processes of one thread score together, each on a core of its own.
 
     Args:
         config: How long to measure, and with which backend.
@@ -45,15 +45,15 @@ def _keep(barrier: object) -> None:
 
 
 def _score_for(config: BenchConfig, weights: bytes) -> float:
-    """Score for the time given, from when all others are ready; return the rate."""
+    """Score for the time given, from when all others are ready; return the images a second of a core's own time."""
     with one_thread():
         backend = open_scan_backend(load_checkpoint(weights), "cpu", config.compute)
         pixels = np.random.default_rng(0).integers(0, 256, (_NUM_IMAGES, SIDE_PX, SIDE_PX, 3), np.uint8)
         backend.logits(pixels)
         # Nobody gets two of these calls: whoever has one waits here until all have one.
         _barrier.wait(_START_TIMEOUT_S)
-        started, count = time.perf_counter(), 0
+        started, seconds, count = time.perf_counter(), 0.0, 0
         while time.perf_counter() - started < config.seconds or not count:
-            backend.logits(pixels)
+            seconds += score_alone(backend, pixels, "cpu")
             count += len(pixels)
-        return count / (time.perf_counter() - started)
+        return count / seconds

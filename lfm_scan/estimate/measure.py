@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from lfm_scan.imaging import PreprocessPolicy
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.model import Checkpoint
 from lfm_scan.options import ComputeConfig
-from lfm_scan.scoring.backend import TorchBackend
+from lfm_scan.scoring.backend import Backend, open_backend
 from lfm_scan.scoring.isolated import EncodedImage, IsolatedDecoder
 from lfm_scan.scoring.prepare import Prepared
 from lfm_scan.scoring.result import judge
@@ -36,14 +36,6 @@ _BATCHES: Final = {"cpu": 8, "cuda": 128}
 """Images timed together, by device."""
 
 
-class Backend(Protocol):
-    """What scores."""
-
-    def logits(self, pixels_bhwc: np.ndarray) -> np.ndarray:
-        """Return logits (B,) of pixels (B, 256, 256, 3) uint8."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What became of one input of the sample, and what it cost.
@@ -54,7 +46,7 @@ class Measured:
         size_bytes: Of the file, or None if it could not be fetched.
         was_sized: Whether the listing told its size.
         unassessable: Why its score would mean nothing, or None.
-        decode_s: Seconds of one core for hashing, decoding and preprocessing.
+        decode_s: Seconds of one core, here and in the decoder's process, for hashing, decoding and preprocessing.
         score_s: Seconds of one core, or of the GPU, for scoring; 0 for one that is not scored.
     """
 
@@ -123,7 +115,7 @@ def measure_sample(
                 on_progress(len(images) + len(decoded))
             seconds = [0.0] * len(chunk)
             if backend is not None and device is not None:
-                seconds = _score(backend, [prepared for prepared, _ in decoded], _BATCHES[device])
+                seconds = _score(backend, [prepared for prepared, _ in decoded], device)
             for each, (prepared, decode_s), score_s in zip(chunk, decoded, seconds, strict=True):
                 images.append(
                     Measured(
@@ -141,7 +133,14 @@ def measure_sample(
 
 def open_scan_backend(checkpoint: Checkpoint, device: str, compute: ComputeConfig) -> Backend:
     """Return the backend that a scan with these settings would score with, for one core or one GPU."""
-    return TorchBackend(checkpoint, device, compute.batch_size)
+    return open_backend(
+        checkpoint,
+        device,
+        backend=compute.backend if device == "cpu" else "auto",
+        precision=compute.precision,
+        batch_size=compute.batch_size,
+        num_threads=1,
+    )
 
 
 @contextlib.contextmanager
@@ -180,26 +179,41 @@ def _chunks(inputs: Sequence[Input], max_image_bytes: int) -> Iterator[list[Inpu
 
 
 def _decode(decoder: IsolatedDecoder, each: Input, outcome: Outcome) -> tuple[Prepared, float]:
-    """Decode one file and nothing beside it: what it takes is what one core would need."""
     if isinstance(outcome, ImageError):
         return Prepared.failed(outcome), 0.0
-    started = time.perf_counter()
-    (prepared,) = decoder.prepare_all([EncodedImage(each.uri, outcome.data)])
-    return prepared, time.perf_counter() - started
+    return decode_alone(decoder, each.uri, outcome.data)
 
 
-def _score(backend: Backend, prepared: Sequence[Prepared], batch_size: int) -> list[float]:
-    """Return the seconds that scoring took for each, 0 for those without pixels."""
+def decode_alone(decoder: IsolatedDecoder, name: str, data: bytes) -> tuple[Prepared, float]:
+    """Return the outcome for a file, and the seconds of a core that it took in both processes.
+
+    They are counted by the processes' own clocks, so that it does not matter who else is at work on the machine.
+    """
+    started, used_s = time.perf_counter(), time.process_time() + decoder.cpu_s
+    (prepared,) = decoder.prepare_all([EncodedImage(name, data)])
+    cpu_s = time.process_time() + decoder.cpu_s - used_s
+    # A decoder that died took its clock along: then by the wall's.
+    return prepared, cpu_s if cpu_s > 0 else time.perf_counter() - started
+
+
+def _score(backend: Backend, prepared: Sequence[Prepared], device: str) -> list[float]:
+    """Return the seconds that scoring took for each, of a core or of the GPU; 0 for those without pixels."""
     seconds = [0.0] * len(prepared)
     scored = ((index, each.pixels) for index, each in enumerate(prepared) if each.pixels is not None)
-    while batch := list(itertools.islice(scored, batch_size)):
+    while batch := list(itertools.islice(scored, _BATCHES[device])):
         pixels = np.stack([pixels for _, pixels in batch])
-        started = time.perf_counter()
-        backend.logits(pixels)
-        elapsed_s = time.perf_counter() - started
+        elapsed_s = score_alone(backend, pixels, device)
         for index, _ in batch:
             seconds[index] = elapsed_s / len(batch)
     return seconds
+
+
+def score_alone(backend: Backend, pixels_bhwc: np.ndarray, device: str) -> float:
+    """Return the seconds of a core, or of the GPU, that scoring (B, 256, 256, 3) uint8 takes."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    started = clock()
+    backend.logits(pixels_bhwc)
+    return clock() - started
 
 
 def _unassessable(prepared: Prepared, checkpoint: Checkpoint, policy: PreprocessPolicy) -> Unassessable | None:

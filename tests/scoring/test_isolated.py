@@ -153,6 +153,18 @@ def test_one_process_serves_one_list_after_the_other(child_of: Callable[[Isolate
         assert child_of(decoder) == child_of(decoder)
 
 
+def test_the_childs_time_is_that_which_its_own_clock_counted(child_of: Callable[[IsolatedDecoder], int]) -> None:
+    image = awkward_files()["png-inside.jpg"].data
+    with IsolatedDecoder("crop256", _LIMITS) as decoder:
+        assert decoder.cpu_s == 0
+        prepare(decoder, *[image] * 30)
+        ticks = Path(f"/proc/{child_of(decoder)}/stat").read_text().rpartition(")")[2].split()[11:13]
+        told = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        assert decoder.cpu_s == pytest.approx(told, abs=0.1)
+        assert decoder.cpu_s > 0
+    assert decoder.cpu_s == 0
+
+
 def test_a_list_that_was_given_up_does_not_disturb_the_next() -> None:
     with IsolatedDecoder("crop256", _LIMITS) as decoder:
         first = decoder.prepare_all(EncodedImage("", marked("", seed)) for seed in range(5))
