@@ -14,7 +14,7 @@ from lfm_scan.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 BackendName = Literal["auto", "torch", "openvino"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 Pooling = Literal["gap", "gmp", "cbam", "tkp"]
 Variant = Literal["paper", "published"]
 Preset = Literal["paper", "published", "crop"]
@@ -73,8 +73,8 @@ class ComputeConfig:
     Attributes:
         device: Where the model runs; auto takes GPUs if the cluster has any.
         backend: What runs the network on a CPU; auto is OpenVINO where it is installed.
-        precision: Of the convolutions. bf16 is faster where the processor has it; what it brings near the threshold is
-            computed again in fp32, so that no decision changes.
+        precision: Of the convolutions. On a CPU bf16 is faster where the processor has it, and what it brings near the
+            threshold is computed again in fp32, so that no decision changes. On a GPU fp16 is faster.
         batch_size: Images a forward pass. Default: 1 on a CPU, 128 on a GPU.
         min_actors: Scoring actors kept alive.
         max_actors: Most scoring actors. Default: one a core on CPUs; on GPUs as many as fit.
@@ -225,6 +225,18 @@ class InputConfig:
             raise ConfigError(f"--carry names a column twice: {', '.join(self.carry)}")
         if self.image_column is not None and self.uri_column is not None:
             raise ConfigError("--image-column and --uri-column: a source has its images in one place; give one")
+
+
+def check_precision(device: str, precision: Precision) -> None:
+    """Refuse what a device has not, or has at a price.
+
+    Raises:
+        ConfigError: If it is so.
+    """
+    if (device, precision) == ("cpu", "fp16"):
+        raise ConfigError("--precision fp16 is for GPUs: on a CPU use bf16, or fp32")
+    if (device, precision) == ("cuda", "bf16"):
+        raise ConfigError("--precision bf16 changes decisions on a GPU, where nothing is computed again: use fp16")
 
 
 def parse_time(text: str, flag: str) -> datetime:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lfm_scan.errors import ConfigError
-from lfm_scan.options import ComputeConfig
+from lfm_scan.options import ComputeConfig, check_precision
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def shape_pipeline(compute: ComputeConfig, num_cpus: float, num_gpus: float) -> 
         ConfigError: If what is asked for cannot fit.
     """
     if compute.device == "cuda" or (compute.device == "auto" and num_gpus > 0):
+        check_precision("cuda", compute.precision)
         fitting = int(num_gpus / compute.gpus_per_actor + 1e-9)
         if fitting < compute.min_actors:
             raise ConfigError(
@@ -63,6 +64,7 @@ def shape_pipeline(compute: ComputeConfig, num_cpus: float, num_gpus: float) -> 
             cpus_per_decode=compute.cpus_per_decode,
             num_workers=max(most, int(num_cpus)),
         )
+    check_precision("cpu", compute.precision)
     cores = max(1, int(num_cpus))
     most = compute.max_actors or max(cores, compute.min_actors)
     if most > cores:

@@ -12,7 +12,7 @@ import torch
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import Checkpoint
-from lfm_scan.options import BackendName, Precision
+from lfm_scan.options import BackendName, Precision, check_precision
 from lfm_scan.scoring.torch_backend import TorchBackend, fold_batch_norm
 
 __all__ = [
@@ -66,8 +66,9 @@ def open_backend(
         checkpoint: Weights and their normalisation.
         device: "cpu" or "cuda", as `resolve_device` returns it.
         backend: "auto" is OpenVINO on a CPU where it is installed, else torch; on a GPU, `CudaBackend`.
-        precision: Of the convolutions. Where bf16 is not to be had, the logits are fp32's, which is only slower: a
-            cluster may have processors of both kinds. A line in the log says so.
+        precision: Of the convolutions: bf16 or fp32 on a CPU, fp16 or fp32 on a GPU. Where bf16 is not to be had, the
+            logits are fp32's, which is only slower: a cluster may have processors of both kinds. A line in the log
+            says so.
         batch_size: Images a forward pass on a GPU. A CPU takes one at a time.
         num_threads: Threads on a CPU. Default: torch's own number. For torch it is set for the whole process.
         threshold: Score above which images are flagged: near it, bf16 is checked in fp32.
@@ -122,11 +123,12 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _check(device: str, backend: str, precision: str, num_threads: int | None, threshold: float) -> None:
+def _check(device: str, backend: str, precision: Precision, num_threads: int | None, threshold: float) -> None:
     if backend not in _BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
     if precision not in _PRECISIONS:
         raise ConfigError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+    check_precision(device, precision)
     if num_threads is not None and num_threads < 1:
         raise ConfigError(f"num_threads must be at least 1, got {num_threads}")
     if not 0 <= threshold <= 1:

@@ -4,7 +4,7 @@ import pytest
 
 from lfm_scan.distributed.resources import shape_pipeline
 from lfm_scan.errors import ConfigError
-from lfm_scan.options import ComputeConfig
+from lfm_scan.options import ComputeConfig, Precision
 
 
 @pytest.mark.parametrize("num_cpus", [1, 2, 16, 96])
@@ -47,3 +47,9 @@ def test_bounds_of_the_pool_are_kept() -> None:
 def test_a_pool_that_cannot_fit_is_refused(compute: ComputeConfig, num_gpus: int) -> None:
     with pytest.raises(ConfigError, match="do not fit"):
         shape_pipeline(compute, num_cpus=8, num_gpus=num_gpus)
+
+
+@pytest.mark.parametrize(("num_gpus", "precision", "remedy"), [(0, "fp16", "bf16"), (1, "bf16", "use fp16")])
+def test_a_precision_that_the_device_has_not_is_refused(num_gpus: int, precision: Precision, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=f"--precision {precision} .*{remedy}"):
+        shape_pipeline(ComputeConfig(precision=precision), num_cpus=8, num_gpus=num_gpus)

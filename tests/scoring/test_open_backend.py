@@ -101,7 +101,7 @@ def test_the_threshold_says_which_logits_are_checked(
     ("device", "options", "message"),
     [
         ("cpu", {"backend": "onnx"}, "backend must be one of auto, torch, openvino, got 'onnx'"),
-        ("cpu", {"precision": "int4"}, "precision must be one of fp32, bf16, got 'int4'"),
+        ("cpu", {"precision": "int4"}, "precision must be one of fp32, fp16, bf16, got 'int4'"),
         ("cpu", {"num_threads": 0}, "num_threads must be at least 1, got 0"),
         ("cpu", {"threshold": 1.5}, "threshold must be 0 to 1, got 1.5"),
         ("cuda", {"backend": "openvino"}, "backend openvino runs on a CPU only, not on cuda"),
