@@ -192,9 +192,9 @@ def estimate_command(
             found = estimate(config, progress)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print_estimate(found)
     if json_file is not None:
         write_json(found, json_file)
+    print_estimate(found)
     return 0
 
 
@@ -224,9 +224,9 @@ def bench_command(
             found = bench(config, functools.partial(time_scan, debug=debug), BenchProgress(terminal))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print_bench(found)
     if json_file is not None:
         write_json(found, json_file)
+    print_bench(found)
     return 0
 
 
