@@ -6,7 +6,7 @@
 their own. Each side runs twice: in one process with as many threads as there are cores, and as a scan does, in one
 process a core with one thread each. Each is given the same decoded pixels; a round takes every side once, and what
 counts is the median over rounds of a side's time and of its ratio to naive's, in one process with all threads.
-"start_s" is the time from the start of a process to its first logit.
+"start_s" is the time from reading the checkpoint to the first logit, in a process that has imported torch.
 
 With --data, each side also scores all development images: the largest difference to naive's logits, and decisions at
 0.5 that are other ones. "raw" is bf16 without its check in fp32.
