@@ -75,7 +75,7 @@ class ComputeConfig:
         backend: What runs the network on a CPU; auto is OpenVINO where it is installed.
         precision: Of the convolutions. On a CPU bf16 is faster where the processor has it, and what it brings near the
             threshold is computed again in fp32, so that no decision changes. On a GPU fp16 is faster.
-        batch_size: Images a forward pass. Default: 1 on a CPU, 128 on a GPU.
+        batch_size: Images a forward pass on a GPU. Default: what its memory allows. A CPU takes one at a time.
         min_actors: Scoring actors kept alive.
         max_actors: Most scoring actors. Default: one a core on CPUs; on GPUs as many as fit.
         gpus_per_actor: GPUs a scoring actor takes, 0.25 puts four on one GPU.
