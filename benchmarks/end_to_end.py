@@ -28,20 +28,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.images import FOLDERS, write_jpegs
 from benchmarks.report import RESULTS, machine, versions, write
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
-_FOLDERS: Final = (_ROOT / "examples" / "images", _ROOT.parent / "shared" / "data" / "dev")
 _SIDES: Final = ("loop", "ray", "daft", "bare", "scan")
 _POLICY: Final = "resize256"
 _BATCH: Final = 32
-_MIN_SIDE_PX: Final = 48
 _AGREE: Final = 1e-2
 _MEAN: Final = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD: Final = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -51,7 +49,7 @@ _PACKAGES: Final = ("lfm-scan", "torch", "ray", "pillow", "numpy", "pyarrow", "o
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path, default=[path for path in _FOLDERS if path.is_dir()])
+    parser.add_argument("folders", nargs="*", type=Path, default=FOLDERS)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", choices=_SIDES, default=list(_SIDES))
@@ -67,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sides = [side for side in options.sides if side != "daft" or "daft" in versions(_PACKAGES)]
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images"
-        _write_images(images, options.folders, num_images)
+        write_jpegs(images, options.folders, num_images)
         runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
         for number in range(rounds):
             for side in sides[number % len(sides) :] + sides[: number % len(sides)]:
@@ -127,7 +125,7 @@ def _ray(images: Path, output: Path) -> dict[str, float]:
             names = [os.path.basename(path) for path in batch["path"]]
             return {"name": names, "logit": logits.numpy(), "at": [time.time()] * len(names)}
 
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     cores = int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
     dataset = ray.data.read_images(str(images), size=(256, 256), mode="RGB", include_paths=True)
@@ -246,28 +244,6 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 # --- measuring ---
-
-
-def _write_images(folder: Path, sources: Sequence[Path], num_images: int) -> None:
-    """Write so many JPEG files, whose bytes all differ: each gets a comment of its own."""
-    folder.mkdir()
-    paths = sorted(path for source in sources for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    usable = [data for data in (path.read_bytes() for path in paths) if _is_usable(data)]
-    if not usable:
-        raise SystemExit(f"no JPEG files in {', '.join(map(str, sources))}: name folders that have some")
-    for number, data in enumerate(islice(cycle(usable), num_images)):
-        comment = f"{number:08}".encode()
-        segment = b"\xff\xfe" + (2 + len(comment)).to_bytes(2, "big") + comment
-        (folder / f"{number:06}.jpg").write_bytes(data[:2] + segment + data[2:])
-
-
-def _is_usable(data: bytes) -> bool:
-    import io  # noqa: PLC0415
-
-    from PIL import Image  # noqa: PLC0415
-
-    with Image.open(io.BytesIO(data)) as image:
-        return image.format == "JPEG" and image.mode == "RGB" and min(image.size) >= _MIN_SIDE_PX
 
 
 def _measured(side: str, images: Path, output: Path, num_images: int) -> dict[str, float]:

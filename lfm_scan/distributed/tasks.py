@@ -20,7 +20,7 @@ from lfm_scan.runs.reuse import KnownScores
 from lfm_scan.runs.shard import Decoder, Scorer, ShardJob, commit_shard, prepare_shard, score_shard
 from lfm_scan.scoring.isolated import IsolatedDecoder
 
-_NO_RECEIPT: Final = pa.table({"receipt": pa.array([], type=pa.binary())})
+_RECEIPTS: Final = pa.schema([("receipt", pa.binary())])
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ToDo:
 def scan_shard(item: pa.Table, to_do: ToDo, decoder: Decoder, scorer: Scorer) -> pa.Table:
     """Fetch, decode, score and store the shard an item names; return its receipt, none once it is time to stop."""
     if to_do.stop.is_set():
-        return _NO_RECEIPT
+        return _RECEIPTS.empty_table()
     job = to_do.job
     shard, planned = _planned(item, to_do)
     results = score_shard(job, shard, planned, decoder, scorer, known=_known(to_do))

@@ -134,7 +134,7 @@ def test_a_killed_driver_goes_on_on_real_images_in_s3_and_its_checkpoint_scans(
         validation_share=0.3,
         checkpoint_every=1,
         max_leak=1.0,  # the real images' codecs tell their labels in one set; it does not matter here
-        recipe=RecipeConfig(preset="crop", crop_px=64, train_batch_size=8, learning_rate=0.001, epochs=2),
+        recipe=RecipeConfig(preset="crop", crop_px=64, train_batch_size=4, learning_rate=0.001, epochs=2),
         storage=StorageConfig(endpoint_url=s3_server.endpoint_url),
         compute=TrainCompute(workers=2),
     )
@@ -142,7 +142,9 @@ def test_a_killed_driver_goes_on_on_real_images_in_s3_and_its_checkpoint_scans(
 
     outcome = train(config)  # refused if the command line's settings were others
 
-    assert [(entry["epoch"], entry["steps"]) for entry in outcome.position.history] == [(1, 2), (2, 2)]
+    history = outcome.position.history
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert history[0]["steps"] == history[1]["steps"] >= 2
     scan = ScanConfig(
         config.sources, output=str(tmp_path / "scan"), weights=outcome.best_checkpoint, storage=config.storage
     )
