@@ -21,6 +21,7 @@ import ray.data
 from lfm_scan.concurrency import map_ahead
 from lfm_scan.distributed.resources import PipelineShape
 from lfm_scan.distributed.tasks import ToDo, commit, prepare, scan_shard
+from lfm_scan.distributed.versions import check_versions
 from lfm_scan.options import ComputeConfig
 from lfm_scan.runs.shard import Receipt, Scorer, finish_rows, pixels_of
 from lfm_scan.scoring.isolated import IsolatedDecoder
@@ -56,6 +57,7 @@ class ScanShard:
     """An actor for a core: does all of a shard's work. Its decoder is a process of its own and works ahead."""
 
     def __init__(self, work: Work) -> None:
+        check_versions(work.to_do.versions)
         self._to_do = work.to_do
         self._decoder = IsolatedDecoder(work.to_do.job.preprocess, work.to_do.job.limits)
         self._decoder.start()  # while this process loads the network
@@ -70,6 +72,7 @@ class ScoreShard:
     """An actor for a GPU: holds the network, takes decoded shards, returns result rows."""
 
     def __init__(self, work: Work) -> None:
+        check_versions(work.to_do.versions)
         self._job = work.to_do.job
         self._backend = _open_backend(work)
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 import pickle
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
 import ray
 
 from lfm_scan.distributed.stopping import StopFlag
+from lfm_scan.distributed.versions import check_versions, versions_here
 from lfm_scan.options import ImageLimits
 from lfm_scan.runs.plan import Plan, read_shard
 from lfm_scan.runs.reuse import KnownScores
@@ -32,12 +34,14 @@ class ToDo:
         plan: Which inputs belong to which shard.
         known: In Ray's object store, scores of an earlier run; or None.
         stop: Tells not to begin another shard.
+        versions: What the driver, which made this, runs; workers must run the same.
     """
 
     job: ShardJob
     plan: Plan
     known: ray.ObjectRef[pa.Table] | None
     stop: StopFlag
+    versions: Mapping[str, str] = field(default_factory=versions_here)
 
 
 def scan_shard(item: pa.Table, to_do: ToDo, decoder: Decoder, scorer: Scorer) -> pa.Table:
@@ -52,6 +56,7 @@ def scan_shard(item: pa.Table, to_do: ToDo, decoder: Decoder, scorer: Scorer) ->
 
 def prepare(item: pa.Table, to_do: ToDo) -> pa.Table:
     """Fetch and decode the shard that an item names; once it is time to stop, return no rows, and so no more work."""
+    check_versions(to_do.versions)
     if to_do.stop.is_set():
         return item.slice(0, 0)
     job = to_do.job
