@@ -44,6 +44,7 @@ _ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 from lfm_scan.model import LFM, Checkpoint, CheckpointMetadata, load_checkpoint  # noqa: E402
+from lfm_scan.model.checkpoint import tensors_of  # noqa: E402
 from lfm_scan.scoring.cuda.backend import CudaBackend  # noqa: E402
 from lfm_scan.scoring.cuda.folded import FoldedLFM, Precision, convolutions  # noqa: E402
 from lfm_scan.scoring.cuda.graphs import GraphedNetwork  # noqa: E402
@@ -720,7 +721,7 @@ def _random_pixels(batch: int, scale: Scale) -> Tensor:
 
 def _checkpoint(weights: str) -> Checkpoint:
     if weights == "random":
-        return Checkpoint(LFM().eval(), CheckpointMetadata("random"), "0" * 64)
+        return Checkpoint(tensors_of(LFM()), CheckpointMetadata("random"), "0" * 64)
     return load_checkpoint(Path(weights).read_bytes(), name=weights)
 
 

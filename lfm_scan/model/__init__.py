@@ -1,10 +1,20 @@
-"""LFM, the Local Focus Mechanism network, in pure torch: importable without the rest of the package."""
+"""LFM, the Local Focus Mechanism network, in pure torch: importable without the rest of the package.
 
-from lfm_scan.domain import Domain
-from lfm_scan.model.checkpoint import Checkpoint, CheckpointMetadata, load_checkpoint, save_checkpoint
-from lfm_scan.model.layers import NPR, TopKPool
-from lfm_scan.model.network import LFM, ArchitectureConfig
-from lfm_scan.model.regularizers import RankLinearDropout, random_k_sample
+Names are imported on first use: a checkpoint can be read and run by other runtimes without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lfm_scan.domain import Domain
+    from lfm_scan.model.architecture import ArchitectureConfig
+    from lfm_scan.model.checkpoint import Checkpoint, CheckpointMetadata, load_checkpoint, save_checkpoint
+    from lfm_scan.model.layers import NPR, TopKPool
+    from lfm_scan.model.network import LFM
+    from lfm_scan.model.regularizers import RankLinearDropout, random_k_sample
 
 __all__ = [
     "LFM",
@@ -19,3 +29,27 @@ __all__ = [
     "random_k_sample",
     "save_checkpoint",
 ]
+
+_HOMES = {
+    "LFM": "lfm_scan.model.network",
+    "NPR": "lfm_scan.model.layers",
+    "ArchitectureConfig": "lfm_scan.model.architecture",
+    "Checkpoint": "lfm_scan.model.checkpoint",
+    "CheckpointMetadata": "lfm_scan.model.checkpoint",
+    "Domain": "lfm_scan.domain",
+    "RankLinearDropout": "lfm_scan.model.regularizers",
+    "TopKPool": "lfm_scan.model.layers",
+    "load_checkpoint": "lfm_scan.model.checkpoint",
+    "random_k_sample": "lfm_scan.model.regularizers",
+    "save_checkpoint": "lfm_scan.model.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

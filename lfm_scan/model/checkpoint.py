@@ -1,11 +1,14 @@
 """Reading and writing weights: our safetensors format, and the authors' published PyTorch file.
 
+Torch is loaded for the latter only, and to make the network: other runtimes take the tensors as they are.
+
 A checkpoint is untrusted input. Nothing in it is executed, every tensor is checked by name and shape against the
 architecture it claims, and every refusal says what was expected.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -14,17 +17,19 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
+import numpy as np
 
 from lfm_scan.domain import Domain
 from lfm_scan.errors import CheckpointError
 from lfm_scan.model import published
-from lfm_scan.model.network import LFM, ArchitectureConfig
+from lfm_scan.model.architecture import ArchitectureConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lfm_scan.model.network import LFM
 
 FORMAT_NAME: Final = "lfm-scan-checkpoint"
 FORMAT_VERSION: Final = 1
@@ -75,14 +80,26 @@ class Checkpoint:
     """A loaded checkpoint.
 
     Attributes:
-        model: The network in evaluation mode, on the CPU.
+        tensors: The network's state dict, of the shapes its architecture asks for.
         metadata: What the file says about itself.
         sha256: Of the whole file, hexadecimal.
     """
 
-    model: LFM
+    tensors: Mapping[str, np.ndarray]
     metadata: CheckpointMetadata
     sha256: str
+
+    @functools.cached_property
+    def model(self) -> LFM:
+        """The network in evaluation mode, on the CPU; made once."""
+        # Late: it loads torch.
+        import torch  # noqa: PLC0415
+
+        from lfm_scan.model.network import LFM  # noqa: PLC0415
+
+        model = LFM(self.metadata.architecture)
+        model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in self.tensors.items()})
+        return model.eval()
 
 
 def load_checkpoint(data: bytes, name: str = "checkpoint") -> Checkpoint:
@@ -102,10 +119,10 @@ def load_checkpoint(data: bytes, name: str = "checkpoint") -> Checkpoint:
         raise CheckpointError(f"{name}: {len(data):,} bytes; a checkpoint has at most {MAX_CHECKPOINT_BYTES:,}")
     sha256 = hashlib.sha256(data).hexdigest()
     if data.startswith(_ZIP_MAGIC):
-        model, metadata = _read_published(data, name, sha256)
+        tensors, metadata = _read_published(data, name, sha256)
     else:
-        model, metadata = _read_safetensors(data, name)
-    return Checkpoint(model.eval(), metadata, sha256)
+        tensors, metadata = _read_safetensors(data, name)
+    return Checkpoint(_checked(tensors, metadata.architecture, name), metadata, sha256)
 
 
 def save_checkpoint(model: LFM, metadata: CheckpointMetadata) -> bytes:
@@ -117,13 +134,21 @@ def save_checkpoint(model: LFM, metadata: CheckpointMetadata) -> bytes:
     if metadata.architecture != model.config:
         raise ValueError(f"metadata says {metadata.architecture}, the model is {model.config}")
     described = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(metadata)}
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    return safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(described, sort_keys=True)})
+    import safetensors.numpy  # noqa: PLC0415 - a network can be run where only torch is installed
+
+    return safetensors.numpy.save(tensors_of(model), {_METADATA_KEY: json.dumps(described, sort_keys=True)})
 
 
-def _read_safetensors(data: bytes, name: str) -> tuple[LFM, CheckpointMetadata]:
+def tensors_of(model: LFM) -> dict[str, np.ndarray]:
+    """Return a network's state dict as arrays."""
+    return {key: value.detach().cpu().contiguous().numpy() for key, value in model.state_dict().items()}
+
+
+def _read_safetensors(data: bytes, name: str) -> tuple[dict[str, np.ndarray], CheckpointMetadata]:
+    import safetensors.numpy  # noqa: PLC0415
+
     try:
-        tensors = safetensors.torch.load(data)
+        tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as exc:
         raise CheckpointError(
             f"{name}: neither a safetensors file nor a PyTorch checkpoint, or a damaged one ({exc}); expected a "
@@ -133,8 +158,7 @@ def _read_safetensors(data: bytes, name: str) -> tuple[LFM, CheckpointMetadata]:
     described = json.loads(data[8 : 8 + header_bytes]).get("__metadata__", {}).get(_METADATA_KEY)
     if described is None:
         raise CheckpointError(f"{name}: a safetensors file, but without lfm-scan metadata: it is of another program")
-    metadata = _parse_metadata(described, name)
-    return _build(metadata.architecture, tensors, name), metadata
+    return tensors, _parse_metadata(described, name)
 
 
 def _parse_metadata(described: str, name: str) -> CheckpointMetadata:
@@ -158,7 +182,9 @@ def _parse_metadata(described: str, name: str) -> CheckpointMetadata:
         raise CheckpointError(f"{name}: its lfm-scan metadata cannot be used: {exc}") from exc
 
 
-def _read_published(data: bytes, name: str, sha256: str) -> tuple[LFM, CheckpointMetadata]:
+def _read_published(data: bytes, name: str, sha256: str) -> tuple[dict[str, np.ndarray], CheckpointMetadata]:
+    import torch  # noqa: PLC0415 - late, as most checkpoints do without
+
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as exc:
@@ -170,10 +196,10 @@ def _read_published(data: bytes, name: str, sha256: str) -> tuple[LFM, Checkpoin
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise CheckpointError(f"{name}: a damaged PyTorch file ({reason}); fetch it again") from exc
     if not isinstance(loaded, Mapping) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()
     ):
         raise CheckpointError(f"{name}: expected a state dict of tensors, found {type(loaded).__name__}")
-    architecture, tensors = published.translate(dict(loaded), name)
+    architecture, tensors = published.translate({key: _array(value) for key, value in loaded.items()}, name)
     metadata = CheckpointMetadata(
         model_id=published.model_id(sha256),
         architecture=architecture,
@@ -181,32 +207,43 @@ def _read_published(data: bytes, name: str, sha256: str) -> tuple[LFM, Checkpoin
         domain=Domain(lossy=False, resampled=False),
         training={"source": "state dict in the layout of the authors' repository (BMVC 2025)"},
     )
-    return _build(architecture, tensors, name), metadata
+    return tensors, metadata
 
 
-def _build(architecture: ArchitectureConfig, tensors: Mapping[str, Tensor], name: str) -> LFM:
-    model = LFM(architecture)
-    expected = model.state_dict()
-    problems = [f"{key} is missing" for key in expected if key not in tensors]
-    problems += [f"{key} is not part of the model" for key in tensors if key not in expected]
+def _checked(tensors: Mapping[str, np.ndarray], architecture: ArchitectureConfig, name: str) -> dict[str, np.ndarray]:
+    """Return the tensors as the network has them, if they fit its architecture."""
+    shapes = architecture.shapes()
+    problems = [f"{key} is missing" for key in shapes if key not in tensors]
+    problems += [f"{key} is not part of the model" for key in tensors if key not in shapes]
     problems += [
-        f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in tensors and tensors[key].shape != value.shape
+        f"{key} has shape {tensors[key].shape}, expected {shape}"
+        for key, shape in shapes.items()
+        if key in tensors and tensors[key].shape != shape
     ]
     problems += [
         f"{key} holds values that are not finite numbers"
-        for key, value in tensors.items()
-        if key in expected and not _is_finite(value)
+        for key, shape in shapes.items()
+        if key in tensors and tensors[key].shape == shape and not _is_finite(tensors[key])
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(f"{name}: does not fit {architecture}: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict({key: tensors[key].to(value.dtype) for key, value in expected.items()})
-    return model
+    # A count is the one whole number among them.
+    return {key: tensors[key].astype(np.float32 if shape else np.int64) for key, shape in shapes.items()}
 
 
-def _is_finite(value: Tensor) -> bool:
-    """Tell whether a tensor is dense, real and finite: a hostile file may hold sparse or complex ones."""
-    plain = value.layout == torch.strided and not value.is_complex() and not value.is_quantized
-    return plain and bool(value.isfinite().all())
+def _is_finite(value: np.ndarray) -> bool:
+    """Tell whether all values are real and finite: a hostile file may hold complex ones."""
+    return value.dtype.kind in "fiu" and bool(np.isfinite(value).all())
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as an array; one that no weights can be, by kind or size, as NaNs, which take no memory."""
+    import torch  # noqa: PLC0415
+
+    is_plain = tensor.layout == torch.strided and not tensor.is_complex() and not tensor.is_quantized
+    if not is_plain or tensor.numel() > MAX_CHECKPOINT_BYTES:  # strides can make a few bytes a large tensor
+        return np.broadcast_to(np.float32("nan"), tuple(tensor.shape))
+    plain = tensor.detach()
+    array: np.ndarray = (plain.float() if plain.is_floating_point() else plain).numpy()
+    return array

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lfm_scan.model.architecture import ATTENTION_SIDE
+
 
 class NPR(nn.Module):
     """Neighbouring-pixel residual: how far each pixel is from the top-left one of its 2x2 block.
@@ -84,7 +86,7 @@ class SpatialAttentionPool(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.conv = nn.Conv2d(2, 1, kernel_size=ATTENTION_SIDE, padding=ATTENTION_SIDE // 2, bias=False)
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         """Return (B, C, 1)."""

@@ -5,49 +5,15 @@ Shape legend: B batch, C channels, H W image or map height and width, K values k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import itertools
 
 import torch
 from torch import Tensor, nn
 
+from lfm_scan.model.architecture import NORM_EPS, NUM_POOLED_BLOCKS, PROJECTION_CHANNELS, ArchitectureConfig
 from lfm_scan.model.layers import NPR, GlobalAvgPool, GlobalMaxPool, SpatialAttentionPool, TopKPool
 from lfm_scan.model.regularizers import Draw, RankLinearDropout, random_k_sample
-from lfm_scan.options import Pooling, Variant
-
-_BLOCK_CHANNELS: Final = (64, 128, 256, 512, 512, 512, 512)
-_NUM_POOLED_BLOCKS: Final = 3
-_POOLINGS: Final = ("gap", "gmp", "cbam", "tkp")
-_PROJECTION_CHANNELS: Final = 64
-
-
-@dataclass(frozen=True)
-class ArchitectureConfig:
-    """What must be equal for a state dict to fit.
-
-    Attributes:
-        depth: Convolutions in SNet, counting the 1x1 projection: 4 to 8 (Table V). 5 is the paper's model. The
-            first three blocks halve the map; blocks past the fourth repeat its 512 channels at the same stride.
-        pooling: How the map becomes features (Table VI).
-        k: Values a channel that top-k pooling keeps, 1 to 256 (Table VII). Ignored by the other poolings.
-    """
-
-    depth: int = 5
-    pooling: Pooling = "tkp"
-    k: int = 16
-
-    def __post_init__(self) -> None:
-        if not 4 <= self.depth <= 8:
-            raise ValueError(f"SNet depth must be 4 to 8, got {self.depth}")
-        if self.pooling not in _POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(_POOLINGS)}, got {self.pooling!r}")
-        if not 1 <= self.k <= 256:
-            raise ValueError(f"k must be 1 to 256, got {self.k}")
-
-    @property
-    def values_per_channel(self) -> int:
-        """Features the head sees for each projected channel."""
-        return self.k if self.pooling == "tkp" else 1
+from lfm_scan.options import Variant
 
 
 class Block(nn.Module):
@@ -56,7 +22,7 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, pool: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=2)
-        self.norm: nn.Module = nn.BatchNorm2d(out_channels)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels, eps=NORM_EPS)
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
 
     def forward(self, x_bchw: Tensor) -> Tensor:
@@ -83,18 +49,17 @@ class LFM(nn.Module):
         if rbld is not None and config.pooling != "tkp":
             raise ValueError(f"RBLD drops by rank and needs tkp pooling, not {config.pooling}")
         self.config = config
-        channels = _BLOCK_CHANNELS[: config.depth - 1]
         self.npr = NPR()
         self.blocks = nn.Sequential(
             *(
-                Block(before, after, pool=index < _NUM_POOLED_BLOCKS)
-                for index, (before, after) in enumerate(zip((3, *channels[:-1]), channels, strict=True))
+                Block(before, after, pool=index < NUM_POOLED_BLOCKS)
+                for index, (before, after) in enumerate(itertools.pairwise(config.channels))
             )
         )
-        self.projection = nn.Conv2d(channels[-1], _PROJECTION_CHANNELS, kernel_size=1, bias=False)
+        self.projection = nn.Conv2d(config.channels[-1], PROJECTION_CHANNELS, kernel_size=1, bias=False)
         self.pool = _build_pool(config)
         self.rbld = nn.Identity() if rbld is None else RankLinearDropout(config.k, rbld)
-        self.head = nn.Linear(_PROJECTION_CHANNELS * config.values_per_channel, 1)
+        self.head = nn.Linear(PROJECTION_CHANNELS * config.values_per_channel, 1)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
         """Return logits (B,)."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from lfm_scan.errors import CheckpointError
-from lfm_scan.model.network import ArchitectureConfig
+from lfm_scan.model.architecture import ArchitectureConfig
 
 PUBLISHED_SHA256: Final = "903036979adb186c6baf48b6214092540161d7b0194d1b7bea5592a072b49317"
 PUBLISHED_MODEL_ID: Final = "lfm-bmvc2025"
@@ -39,7 +38,7 @@ def model_id(sha256: str) -> str:
     return PUBLISHED_MODEL_ID if sha256 == PUBLISHED_SHA256 else f"lfm-{sha256[:12]}"
 
 
-def translate(tensors: dict[str, Tensor], name: str) -> tuple[ArchitectureConfig, dict[str, Tensor]]:
+def translate(tensors: dict[str, np.ndarray], name: str) -> tuple[ArchitectureConfig, dict[str, np.ndarray]]:
     """Return the architecture and the tensors under our names.
 
     Keys that the table does not know are kept, so that the caller's check names them.
@@ -65,12 +64,12 @@ def translate(tensors: dict[str, Tensor], name: str) -> tuple[ArchitectureConfig
     return architecture, {ours_of.get(key, key): value for key, value in tensors.items()}
 
 
-def _check_npr_kernel(kernel: Tensor | None, key: str, name: str) -> None:
-    expected = torch.zeros(3, 3, 2, 2)
+def _check_npr_kernel(kernel: np.ndarray | None, key: str, name: str) -> None:
+    expected = np.zeros((3, 3, 2, 2))
     for channel in range(3):
         if key.startswith("downsample"):
             expected[channel, channel, 0, 0] = 1
         else:
             expected[channel, channel] = 1
-    if kernel is None or kernel.shape != expected.shape or not torch.equal(kernel.float(), expected):
+    if kernel is None or not np.array_equal(kernel, expected):
         raise CheckpointError(f"{name}: {key} is not the fixed NPR kernel: the file is of another model")

@@ -15,7 +15,7 @@ from lfm_scan.concurrency import OrderedMap, map_in_threads
 from lfm_scan.config import ScanConfig, absolute
 from lfm_scan.errors import ConfigError, FingerprintError, RunError
 from lfm_scan.imaging import get_policy
-from lfm_scan.model import Checkpoint
+from lfm_scan.model.checkpoint import Checkpoint
 from lfm_scan.options import InputConfig
 from lfm_scan.runs import rundir
 from lfm_scan.runs.earlier import (

@@ -1,4 +1,7 @@
-"""Runs the network on preprocessed pixels. One class a runtime, behind one method, `logits`; `open_backend` chooses."""
+"""Runs the network on preprocessed pixels. One class a runtime, behind one method, `logits`; `open_backend` chooses.
+
+A runtime is loaded when it is chosen.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,10 @@ import math
 from typing import Final, Protocol, get_args
 
 import numpy as np
-import torch
 
 from lfm_scan.errors import ConfigError
-from lfm_scan.model import Checkpoint
+from lfm_scan.model.checkpoint import Checkpoint
 from lfm_scan.options import BackendName, Precision, check_precision
-from lfm_scan.scoring.torch_backend import TorchBackend, fold_batch_norm
-
-__all__ = [
-    "Backend",
-    "TorchBackend",
-    "fold_batch_norm",
-    "has_openvino",
-    "open_backend",
-    "resolve_device",
-]
 
 _BACKENDS: Final = get_args(BackendName)
 _PRECISIONS: Final = get_args(Precision)
@@ -70,7 +62,7 @@ def open_backend(
             logits are fp32's, which is only slower: a cluster may have processors of both kinds. A line in the log
             says so.
         batch_size: Images a forward pass on a GPU. A CPU takes one at a time.
-        num_threads: Threads on a CPU. Default: torch's own number. For torch it is set for the whole process.
+        num_threads: Threads on a CPU. Default: one a core. For torch it is set for the whole process.
         threshold: Score above which images are flagged: near it, bf16 is checked in fp32.
 
     Raises:
@@ -94,6 +86,10 @@ def open_backend(
         return CudaBackend(checkpoint, precision=precision, batch_size=batch_size)
     if precision == "bf16":
         _logger.warning("precision bf16: the torch backend on %s computes in fp32 only", device)
+    import torch  # noqa: PLC0415
+
+    from lfm_scan.scoring.torch_backend import TorchBackend  # noqa: PLC0415
+
     if device == "cpu" and num_threads is not None:
         torch.set_num_threads(num_threads)
     return TorchBackend(checkpoint, device, batch_size)
@@ -114,13 +110,17 @@ def resolve_device(device: str) -> str:
     Raises:
         ConfigError: If "cuda" is asked for and there is no usable GPU, or the name is unknown.
     """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch finds no usable GPU here; use --device cpu, or a CUDA build of torch")
-    if device not in ("cpu", "cuda"):
+    if device == "cpu":
+        return device
+    if device not in ("auto", "cuda"):
         raise ConfigError(f"device must be auto, cpu or cuda, got {device!r}")
-    return device
+    import torch  # noqa: PLC0415
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise ConfigError("device cuda: torch finds no usable GPU here; use --device cpu, or a CUDA build of torch")
+    return "cpu"
 
 
 def _check(device: str, backend: str, precision: Precision, num_threads: int | None, threshold: float) -> None:

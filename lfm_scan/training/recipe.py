@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from lfm_scan.errors import ConfigError
-from lfm_scan.model.network import ArchitectureConfig
+from lfm_scan.model.architecture import ArchitectureConfig
 from lfm_scan.options import Preset, Variant, flag_of
 
 

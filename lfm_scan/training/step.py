@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfm_scan.errors import ConfigError, TrainingError
+from lfm_scan.model.architecture import ArchitectureConfig
 from lfm_scan.model.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from lfm_scan.model.network import LFM, ArchitectureConfig
+from lfm_scan.model.network import LFM
 from lfm_scan.model.regularizers import Draw, Purpose
 from lfm_scan.options import Variant, flag_of
 from lfm_scan.scoring.backend import resolve_device

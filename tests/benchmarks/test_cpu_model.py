@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cpu_model
-from lfm_scan.scoring.backend import TorchBackend
+from lfm_scan.scoring.torch_backend import TorchBackend
 from lfm_scan.scoring.weights import BUNDLED, read_weights
 from tests.scoring.networks import logits_by_definition, random_checkpoint, random_pixels
 

@@ -30,6 +30,7 @@ from lfm_scan.model import (
     save_checkpoint,
 )
 from lfm_scan.model.published import key_table
+from lfm_scan.options import Pooling
 
 METADATA = CheckpointMetadata(
     model_id="lfm-test",
@@ -105,6 +106,15 @@ def test_a_checkpoint_comes_back_as_it_was_saved(model: LFM, saved: bytes) -> No
 def test_every_architecture_comes_back(config: ArchitectureConfig) -> None:
     loaded = load_checkpoint(save_checkpoint(LFM(config), replace(METADATA, architecture=config)))
     assert loaded.model.config == config
+
+
+@pytest.mark.parametrize("pooling", ["gap", "gmp", "cbam", "tkp"])
+@pytest.mark.parametrize("depth", range(4, 9))
+def test_the_shapes_of_an_architecture_are_those_of_its_network(depth: int, pooling: Pooling) -> None:
+    config = ArchitectureConfig(depth, pooling, k=3)
+    expected = {key: tuple(value.shape) for key, value in LFM(config).state_dict().items()}
+    assert config.shapes() == expected
+    assert list(config.shapes()) == list(expected)
 
 
 def test_saving_twice_gives_the_same_bytes(model: LFM, saved: bytes) -> None:
@@ -292,6 +302,22 @@ def test_tensors_that_are_not_plain_numbers_are_refused(model: LFM, kind: str) -
     weight = tensors["covn1_1.weight"]
     tensors["covn1_1.weight"] = weight.to_sparse() if kind == "sparse" else weight.to(torch.complex64)
     assert "projection.weight holds values that are not finite numbers" in refusal(pytorch_file(tensors))
+
+
+def test_a_tensor_that_claims_more_than_any_memory_is_refused(model: LFM) -> None:
+    tensors = published_layout(model)
+    tensors["covn1_1.weight"] = torch.zeros(1).expand(2**40)  # a file of a few bytes
+    assert "not an architecture of LFM" in refusal(pytorch_file(tensors))
+    tensors["covn1_1.weight"] = torch.zeros(1).expand(64, 2**34, 1, 1)
+    assert "expected (64, 512, 1, 1)" in refusal(pytorch_file(tensors))
+
+
+def test_weights_in_half_precision_are_taken(model: LFM) -> None:
+    tensors = {
+        key: value.bfloat16() if value.is_floating_point() else value for key, value in published_layout(model).items()
+    }
+    loaded = load_checkpoint(pytorch_file(tensors))
+    assert torch.equal(loaded.model.head.weight, model.head.weight.bfloat16().float())
 
 
 def test_the_model_runs_after_loading(saved: bytes) -> None:

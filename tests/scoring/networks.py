@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lfm_scan.model import LFM, ArchitectureConfig, Checkpoint, CheckpointMetadata
+from lfm_scan.model.checkpoint import tensors_of
 
 MEAN: Final = (0.5, 0.4, 0.3)
 STD: Final = (0.1, 0.2, 0.3)
@@ -31,7 +32,7 @@ def random_checkpoint(architecture: ArchitectureConfig | None = None) -> Checkpo
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.running_var.uniform_(0.3, 2)
         nn.init.normal_(model.head.weight, std=0.5)
-    return Checkpoint(model, CheckpointMetadata("lfm-test", architecture, mean=MEAN, std=STD), "0" * 64)
+    return Checkpoint(tensors_of(model), CheckpointMetadata("lfm-test", architecture, mean=MEAN, std=STD), "0" * 64)
 
 
 def random_pixels(num_images: int) -> np.ndarray:

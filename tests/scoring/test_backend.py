@@ -9,7 +9,9 @@ from torch import nn
 
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import LFM, Checkpoint, CheckpointMetadata
-from lfm_scan.scoring.backend import TorchBackend, fold_batch_norm, resolve_device
+from lfm_scan.model.checkpoint import tensors_of
+from lfm_scan.scoring.backend import resolve_device
+from lfm_scan.scoring.torch_backend import TorchBackend, fold_batch_norm
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def pixels() -> np.ndarray:
 
 def backend(model: LFM, batch_size: int | None = None) -> TorchBackend:
     metadata = CheckpointMetadata("lfm-test", mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-    return TorchBackend(Checkpoint(model, metadata, "0" * 64), batch_size=batch_size)
+    return TorchBackend(Checkpoint(tensors_of(model), metadata, "0" * 64), batch_size=batch_size)
 
 
 @torch.inference_mode()

@@ -12,7 +12,8 @@ import torch
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import Checkpoint
 from lfm_scan.scoring import backend as backends
-from lfm_scan.scoring.backend import TorchBackend, has_openvino, open_backend
+from lfm_scan.scoring.backend import has_openvino, open_backend
+from lfm_scan.scoring.torch_backend import TorchBackend
 from tests.scoring.networks import logits_by_definition, random_checkpoint, random_pixels
 
 needs_openvino = pytest.mark.skipif(not has_openvino(), reason="OpenVINO is not installed")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lfm_scan.errors import ConfigError
 from lfm_scan.model import Checkpoint
 from lfm_scan.model.network import Block
-from lfm_scan.scoring.backend import fold_batch_norm
+from lfm_scan.scoring.torch_backend import fold_batch_norm
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lfm_scan.model import LFM, ArchitectureConfig, Checkpoint, CheckpointMetadata
+from lfm_scan.model.checkpoint import tensors_of
 
 ON_GPU: Final = torch.cuda.is_available()
 DEVICE: Final = "cuda" if ON_GPU else "cpu"
@@ -44,7 +45,7 @@ def make_checkpoint(config: ArchitectureConfig | None = None) -> Checkpoint:
         with torch.no_grad():
             model.head.weight.mul_(30)
     metadata = CheckpointMetadata("lfm-test", architecture=config, mean=MEAN, std=STD)
-    return Checkpoint(model, metadata, "0" * 64)
+    return Checkpoint(tensors_of(model), metadata, "0" * 64)
 
 
 def make_pixels(count: int, height: int = 64, width: int = 52, seed: int = 0) -> np.ndarray:
