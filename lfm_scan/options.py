@@ -227,6 +227,31 @@ class InputConfig:
             raise ConfigError("--image-column and --uri-column: a source has its images in one place; give one")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What the user pays, in one currency. What has no price is left out of the cost, which says so.
+
+    Attributes:
+        price_per_core_hour: Of a core, used or not, while the scan runs.
+        price_per_gpu_hour: Of a GPU, used or not, while the scan runs.
+        price_per_1000_gets: Of 1,000 GET or HEAD requests.
+        price_per_1000_puts: Of 1,000 PUT or LIST requests.
+        price_per_gb: Of 10^9 bytes fetched, where the store charges for them.
+    """
+
+    price_per_core_hour: float | None = None
+    price_per_gpu_hour: float | None = None
+    price_per_1000_gets: float | None = None
+    price_per_1000_puts: float | None = None
+    price_per_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            price = getattr(self, name)
+            if price is not None and not 0 <= price < float("inf"):
+                raise ConfigError(f"{flag_of(name)} must be at least 0, got {price:g}")
+
+
 def check_precision(device: str, precision: Precision) -> None:
     """Refuse what a device has not, or has at a price.
 

@@ -9,32 +9,7 @@ from cyclopts import Parameter
 
 from lfm_scan.config import Preprocess
 from lfm_scan.errors import ConfigError
-from lfm_scan.options import ComputeConfig, ImageLimits, InputConfig, StorageConfig, flag_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """What the user pays, in one currency. What has no price is left out of the cost, and the estimate says so.
-
-    Attributes:
-        price_per_core_hour: Of a core, used or not, while the scan runs.
-        price_per_gpu_hour: Of a GPU, used or not, while the scan runs.
-        price_per_1000_gets: Of 1,000 GET or HEAD requests.
-        price_per_1000_puts: Of 1,000 PUT or LIST requests.
-        price_per_gb: Of 10^9 bytes fetched, where the store charges for them.
-    """
-
-    price_per_core_hour: float | None = None
-    price_per_gpu_hour: float | None = None
-    price_per_1000_gets: float | None = None
-    price_per_1000_puts: float | None = None
-    price_per_gb: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            price = getattr(self, name)
-            if price is not None and not 0 <= price < float("inf"):
-                raise ConfigError(f"{flag_of(name)} must be at least 0, got {price:g}")
+from lfm_scan.options import ComputeConfig, ImageLimits, InputConfig, Prices, StorageConfig, flag_of
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import Any, Final
 import torch
 
 from lfm_scan.errors import ConfigError, RunError
-from lfm_scan.estimate.config import EstimateConfig, Prices
+from lfm_scan.estimate.config import EstimateConfig
 from lfm_scan.estimate.machine import usable_cores
 from lfm_scan.estimate.measure import Measured, Sample, measure_sample
 from lfm_scan.estimate.requests import RunRequests, requests_of_run
 from lfm_scan.estimate.statistics import LEVEL, Interval, mean_of, share_of
 from lfm_scan.estimate.survey import Survey, survey
 from lfm_scan.imaging import get_policy
+from lfm_scan.options import Prices
 from lfm_scan.runs.summary import is_failure
 from lfm_scan.scoring.weights import read_weights
 from lfm_scan.status import Status, Unassessable

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -22,7 +21,10 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from lfm_scan.logs import one_line
+from lfm_scan.runs.error_histogram import ErrorHistogram
 from lfm_scan.runs.rundir import RunDirectory
+from lfm_scan.runs.usage import Usage
 from lfm_scan.version import __version__
 
 if TYPE_CHECKING:
@@ -40,12 +42,8 @@ _LAST_BEAT_WAIT_S: Final = 10.0
 """How long the end of a run waits for the last beat to be stored."""
 
 _LOG_EVERY_S: Final = 60.0
-_MAX_ERROR_CHARS: Final = 500
-_SECRETS: Final = (
-    re.compile(r"(://)[^/@\s]+(?=@)"),
-    re.compile(r"(?i)([?&;][\w-]*(?:signature|sig|credential|token|secret|password|key)[\w-]*=)[^&\s'\"]+"),
-)
-"""What a URL may hold besides an address: a user with a password, and the signature of a presigned one."""
+_MAX_ERROR_KINDS: Final = 8
+"""In a beat, each with one example: it stays small."""
 
 _logger: Final = logging.getLogger(__name__)
 
@@ -88,6 +86,10 @@ class Beat:
         num_failed: Images among them that should have had a score and have none.
         by_status: Rows among them by status.
         error: Why it failed, in one line.
+        errors: Kinds of errors among its rows.
+        usage: What its shards took, those too that another driver had committed first; and what it took itself.
+        held_core_s: Seconds of cores that the cluster had meanwhile, used or not.
+        held_gpu_s: The same of GPUs.
     """
 
     driver_id: str
@@ -104,10 +106,25 @@ class Beat:
     num_failed: int = 0
     by_status: Mapping[str, int] = field(default_factory=dict)
     error: str | None = None
+    errors: ErrorHistogram = field(default_factory=ErrorHistogram)
+    usage: Usage = field(default_factory=Usage)
+    held_core_s: float = 0.0
+    held_gpu_s: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from its start to this beat."""
+        return (self.beat_at - self.started_at).total_seconds()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**asdict(self), "started_at": self.started_at.isoformat(), "beat_at": self.beat_at.isoformat()}
+        return {
+            **asdict(self),
+            "started_at": self.started_at.isoformat(),
+            "beat_at": self.beat_at.isoformat(),
+            "errors": self.errors.cut(_MAX_ERROR_KINDS, 1).to_json(),
+            "usage": self.usage.to_json(),
+        }
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Beat:
@@ -133,6 +150,11 @@ class Beat:
                 num_failed=int(value["num_failed"]),
                 by_status={str(status): int(count) for status, count in value["by_status"].items()},
                 error=None if value["error"] is None else str(value["error"]),
+                # The rest is absent from what earlier versions wrote.
+                errors=ErrorHistogram.from_json(value["errors"]) if "errors" in value else ErrorHistogram(),
+                usage=Usage.from_json(value["usage"]) if "usage" in value else Usage(),
+                held_core_s=float(value.get("held_core_s", 0.0)),
+                held_gpu_s=float(value.get("held_gpu_s", 0.0)),
             )
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as exc:
             raise ValueError(f"not a driver's sign of life: {type(exc).__name__}: {exc}") from exc
@@ -171,6 +193,11 @@ class Heartbeat:
         """Of the object it keeps overwriting."""
         return self._directory.path(f"{DRIVERS}{self._beat.driver_id}.json")
 
+    @property
+    def beat(self) -> Beat:
+        """What it would say now."""
+        return replace(self._beat, beat_at=datetime.now(UTC))
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
@@ -181,7 +208,7 @@ class Heartbeat:
         if error is None:
             self._update(phase=Phase.FINISHED)
         elif isinstance(error, Exception):
-            self._update(phase=Phase.FAILED, error=_one_line(error))
+            self._update(phase=Phase.FAILED, error=_reason(error))
         else:
             self._update(phase=Phase.STOPPED)
         self._over.set()
@@ -196,15 +223,24 @@ class Heartbeat:
         self._update(phase=Phase.SCANNING, num_listed=plan.num_rows, num_rows_before=num_rows_done)
 
     def shard_done(self, receipt: Receipt) -> None:
-        """A shard is committed. It counts if this driver wrote it, so that no two drivers count it."""
-        if not receipt.created:
-            return
+        """A shard is committed. Its rows count if this driver wrote them, so that no two drivers count them."""
         summary, beat = receipt.summary, self._beat
-        self._update(
-            num_rows=beat.num_rows + summary.num_rows,
-            num_failed=beat.num_failed + summary.num_failed,
-            by_status=dict(Counter(beat.by_status) + summary.by_status),
-        )
+        self.used(receipt.usage)
+        if receipt.created:
+            self._update(
+                num_rows=beat.num_rows + summary.num_rows,
+                num_failed=beat.num_failed + summary.num_failed,
+                by_status=dict(Counter(beat.by_status) + summary.by_status),
+                errors=beat.errors + receipt.errors,
+            )
+
+    def used(self, usage: Usage) -> None:
+        """So much was used."""
+        self._update(usage=self._beat.usage + usage)
+
+    def held(self, core_s: float, gpu_s: float) -> None:
+        """The cluster had so many more seconds of cores and GPUs."""
+        self._update(held_core_s=self._beat.held_core_s + core_s, held_gpu_s=self._beat.held_gpu_s + gpu_s)
 
     def phase(self, phase: Phase) -> None:
         """The driver goes on to something else."""
@@ -229,12 +265,8 @@ class Heartbeat:
         except Exception as exc:  # noqa: BLE001 - whatever it is, the run goes on
             if time.monotonic() >= self._silent_until:
                 self._silent_until = time.monotonic() + _LOG_EVERY_S
-                _logger.warning("cannot say that this driver is alive, the run goes on without: %s", _one_line(exc))
+                _logger.warning("cannot say that this driver is alive, the run goes on without: %s", _reason(exc))
 
 
-def _one_line(error: BaseException) -> str:
-    """Return what an error says, on one line of bounded length and without the credentials a URL may hold."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1***", text)
-    return text[:_MAX_ERROR_CHARS]
+def _reason(error: BaseException) -> str:
+    return one_line(str(error)) or type(error).__name__

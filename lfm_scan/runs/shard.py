@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -18,10 +18,12 @@ from lfm_scan.errors import ImageError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.options import InputConfig, StorageConfig
+from lfm_scan.runs.error_histogram import ErrorHistogram
 from lfm_scan.runs.parquet import from_parquet, to_parquet
 from lfm_scan.runs.reuse import KnownScores
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.summary import Summary, is_failure, summarize
+from lfm_scan.runs.usage import Usage
 from lfm_scan.schema import RESULT_SCHEMA, result_schema
 from lfm_scan.scoring.isolated import EncodedImage
 from lfm_scan.scoring.prepare import Prepared
@@ -128,12 +130,16 @@ class Receipt:
         created: Whether this commit wrote the part; False if it was there already.
         summary: Counts over the rows of the part as stored.
         failures: The first few inputs that failed.
+        errors: Kinds of errors among the rows of the part.
+        usage: What the shard took.
     """
 
     shard: int
     created: bool
     summary: Summary
     failures: tuple[Failure, ...] = ()
+    errors: ErrorHistogram = field(default_factory=ErrorHistogram)
+    usage: Usage = field(default_factory=Usage)
 
 
 def score_shard(
@@ -229,9 +235,9 @@ def _facts_table(rows: list[dict[str, Any]], planned: pa.Table) -> pa.Table:
             first = rows[row["same_as"]]
             row.update({name: first[name] for name in (*_INFO, "status", "error", "logit")})
     table = pa.Table.from_pylist(rows, schema=_FACTS)
-    for field in planned.schema:
-        if field.name.startswith(CARRIED):
-            table = table.append_column(field, planned.column(field.name))
+    for each in planned.schema:
+        if each.name.startswith(CARRIED):
+            table = table.append_column(each, planned.column(each.name))
     return table
 
 
@@ -313,8 +319,8 @@ def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> p
             }
         )
     table = pa.Table.from_pylist(rows, schema=RESULT_SCHEMA)
-    for field in carried_fields(prepared.schema):
-        table = table.append_column(field, prepared.column(CARRIED + field.name))
+    for each in carried_fields(prepared.schema):
+        table = table.append_column(each, prepared.column(CARRIED + each.name))
     return table.cast(result_schema(carried_fields(prepared.schema)))
 
 

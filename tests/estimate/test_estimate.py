@@ -9,13 +9,13 @@ import torch
 
 import lfm_scan
 from lfm_scan.errors import ConfigError, RunError
-from lfm_scan.estimate.config import EstimateConfig, Prices
+from lfm_scan.estimate.config import EstimateConfig
 from lfm_scan.estimate.estimate import Estimate, Listener, estimate, machines_of, predict
 from lfm_scan.estimate.machine import usable_cores
 from lfm_scan.estimate.measure import Measured, Sample
 from lfm_scan.estimate.statistics import Interval
 from lfm_scan.estimate.survey import Survey
-from lfm_scan.options import ComputeConfig, InputConfig
+from lfm_scan.options import ComputeConfig, InputConfig, Prices
 from lfm_scan.sources.inputs import Input
 from lfm_scan.status import Status, Unassessable
 from tests.awkward import write_awkward_files
