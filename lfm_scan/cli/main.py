@@ -259,6 +259,34 @@ def status_command(
     return 0
 
 
+@app.command(name="runs")
+def runs_command(
+    prefix: str,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    storage: Annotated[StorageConfig | None, Parameter(name="*", group="Object store")] = None,
+    debug: bool = False,
+) -> int:
+    """List the runs directly under a prefix, the latest first: state, progress, failures, and who works on them.
+
+    It is read from the store alone. The exit code is 0 whatever there is, and 1 if the prefix cannot be listed.
+
+    Args:
+        prefix: Folder that holds run directories, local or s3://.
+        as_json: Print one JSON object, for programs.
+        storage: How to reach S3.
+        debug: Show tracebacks.
+    """
+    from lfm_scan.cli.runs import print_runs, print_runs_as_json
+    from lfm_scan.runs.catalogue import find_runs
+    from lfm_scan.runs.rundir import RunDirectory
+
+    del debug  # read in `main`
+    found = find_runs(RunDirectory.at(prefix, storage or StorageConfig(), patient=False))
+    (print_runs_as_json if as_json else print_runs)(found)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)

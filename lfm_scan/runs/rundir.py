@@ -47,15 +47,15 @@ class RunDirectory:
         """Return the URI of something in it."""
         return join(self.uri, name)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str, max_bytes: int | None = None) -> dict[str, Any] | None:
         """Return a small file, or None if it is not there.
 
         Raises:
             RunError: If it is not JSON.
-            StorageError: If it cannot be read.
+            StorageError: If it cannot be read, or has more than `max_bytes`.
         """
         try:
-            data = self.store.get(self.path(name)).data
+            data = self.store.get(self.path(name), max_bytes).data
         except NoSuchBucketError:
             raise
         except NotFoundError:

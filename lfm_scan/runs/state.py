@@ -72,6 +72,7 @@ class RunState:
         num_failed: Images that should have had a score and have none. Until the run is finished: as drivers said, and
             one that was killed may have taken what it found in its last seconds with it.
         by_status: Rows by status, known as well as `num_failed` is.
+        num_flagged: Rows flagged; None until the run is finished.
         rows_per_s: Rows committed in the last 10 minutes over the span those commits cover; None without two commits
             in it that differ in time.
         seconds_left: At that rate, while a driver is alive; else None.
@@ -91,6 +92,7 @@ class RunState:
     num_shards_done: int = 0
     num_failed: int = 0
     by_status: Mapping[str, int] = field(default_factory=dict)
+    num_flagged: int | None = None
     rows_per_s: float | None = None
     seconds_left: float | None = None
     finished_at: str | None = None
@@ -110,7 +112,9 @@ class RunState:
         return {**asdict(self), "sources": list(self.sources), "drivers": drivers}
 
 
-def read_state(directory: RunDirectory, now: datetime | None = None) -> RunState:
+def read_state(
+    directory: RunDirectory, now: datetime | None = None, config: Mapping[str, Any] | None = None
+) -> RunState:
     """Return how a run is doing. Costs one LIST of its parts, which are counted and not kept, unless it is finished.
 
     A driver is alive if the store received its last beat less than 3.5 intervals ago. That compares the store's clock
@@ -120,13 +124,14 @@ def read_state(directory: RunDirectory, now: datetime | None = None) -> RunState
     Args:
         directory: Of the run.
         now: The moment to judge by. Default: this machine's clock.
+        config: Its config.json, if the caller has read it.
 
     Raises:
         RunError: If it is no run directory, or damaged.
         StorageError: If it cannot be read.
     """
     now = now or datetime.now(UTC)
-    known = _read_config(directory)
+    known = _told_by(directory.read_json(rundir.CONFIG) if config is None else config, directory)
     # Before _SUCCESS.json: a driver seen as finished has written that, so its run is not taken for a stopped one.
     known = _with_drivers(known, _read_drivers(directory, now))
     success = directory.read_json(rundir.SUCCESS)
@@ -179,6 +184,7 @@ def _finished(known: RunState, plan: Plan | None, success: dict[str, Any], direc
         num_shards_done=num_shards or 0,
         num_failed=summary.num_failed,
         by_status=dict(summary.by_status),
+        num_flagged=summary.num_flagged,
         finished_at=finished_at,
     )
 
@@ -241,9 +247,8 @@ class _Progress:
         self._last = moment if self._last is None else max(self._last, moment)
 
 
-def _read_config(directory: RunDirectory) -> RunState:
+def _told_by(config: Mapping[str, Any] | None, directory: RunDirectory) -> RunState:
     """Return what config.json tells of a run: nobody works on it, as far as that goes."""
-    config = directory.read_json(rundir.CONFIG)
     if config is None:
         raise RunError(f"{directory.uri}: not a run directory: it has no {rundir.CONFIG}")
     try:

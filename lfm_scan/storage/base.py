@@ -63,6 +63,14 @@ class Store(Protocol):
         """
         ...
 
+    def folders(self, uri: str) -> Iterator[str]:
+        """Yield the URIs of the folders directly in a folder, without a slash at their end; objects are passed over.
+
+        Raises:
+            StorageError: If the place cannot be listed, or knows no folders.
+        """
+        ...
+
     def get(self, uri: str, max_bytes: int | None = None, version_id: str | None = None) -> Fetched:
         """Return an object, complete and verified.
 

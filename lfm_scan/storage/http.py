@@ -85,6 +85,10 @@ class HttpStore:
         """Yield the object at the URL: the web has no folders."""
         yield self.head(uri)
 
+    def folders(self, uri: str) -> Iterator[str]:
+        """Refuse: the web has no folders."""
+        raise StorageError(f"{uri}: the web has no folders to list")
+
     def head(self, uri: str, version_id: str | None = None) -> ObjectInfo:
         """Return what the server says of an object."""
         _refuse_version(uri, version_id)

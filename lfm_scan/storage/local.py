@@ -38,6 +38,16 @@ class LocalStore:
         else:
             yield _describe(os.path.abspath(path))
 
+    def folders(self, uri: str) -> Iterator[str]:
+        """Yield the folders in a folder, in the order of their names."""
+        path = os.path.abspath(to_path(uri))
+        try:
+            with os.scandir(path) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_dir())
+        except OSError as exc:
+            raise _translate(exc, uri) from exc
+        yield from (_to_uri(os.path.join(path, name)) for name in names)
+
     def get(self, uri: str, max_bytes: int | None = None, version_id: str | None = None) -> Fetched:
         """Return a file's bytes."""
         with _opened(uri, version_id) as (file, facts):

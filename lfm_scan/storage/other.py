@@ -105,6 +105,13 @@ class FsspecStore:
         else:
             yield _describe(uri, found)
 
+    def folders(self, uri: str) -> Iterator[str]:
+        """Yield the folders in a folder, in the order of their names."""
+        root = self._path(uri).rstrip("/")
+        for entry in self._entries(uri, root, root):
+            if _is_folder(entry):
+                yield uri.rstrip("/") + str(entry["name"]).rstrip("/")[len(root) :]
+
     def get(self, uri: str, max_bytes: int | None = None, version_id: str | None = None) -> Fetched:
         """Return an object, checked by its size, and by its MD5 or CRC32C where the store has one."""
         self._refuse_version(uri, version_id)

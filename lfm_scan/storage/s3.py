@@ -22,7 +22,7 @@ from lfm_scan.options import StorageConfig
 from lfm_scan.storage.base import Fetched, ObjectInfo, PutOutcome, check_size
 from lfm_scan.storage.s3_client import open_client
 from lfm_scan.storage.s3_errors import BODY_FAULTS, TAKEN, BrokenReplyError, ask, code_of, overwritten, translate
-from lfm_scan.storage.s3_listing import Page, list_objects
+from lfm_scan.storage.s3_listing import Page, list_folders, list_objects
 
 T = TypeVar("T")
 
@@ -43,17 +43,14 @@ class S3Store:
         Large prefixes are listed folder by folder, several at once, until the generator is closed.
         """
         bucket, prefix = split(uri)
+        yield from list_objects(functools.partial(self._page, bucket), bucket, prefix)
 
-        def read(prefix: str, *, delimiter: str, token: str | None, stop: threading.Event) -> Page:
-            params = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter, "ContinuationToken": token}
-            page_uri = f"s3://{bucket}/{prefix}"
-            return self._run(
-                lambda client: _to_page(bucket, ask(client.list_objects_v2, **self._params(params))),
-                page_uri,
-                stop=stop,
-            )
-
-        yield from list_objects(read, bucket, prefix)
+    def folders(self, uri: str) -> Iterator[str]:
+        """Yield what the keys under a prefix have up to their next slash: a request for each 1,000 names."""
+        bucket, key = split(uri)
+        prefix = key if key.endswith("/") or not key else f"{key}/"
+        for folder in list_folders(functools.partial(self._page, bucket), bucket, prefix):
+            yield f"s3://{bucket}/{folder.removesuffix('/')}"
 
     def get(self, uri: str, max_bytes: int | None = None, version_id: str | None = None) -> Fetched:
         """Return an object; a body that breaks off, or differs from its ETag's MD5 or checksum, is fetched again."""
@@ -109,6 +106,14 @@ class S3Store:
         """Put an object, whatever its key has."""
         params = self._put_params(uri, data)
         self._run(lambda client: ask(client.put_object, **params), uri)
+
+    def _page(self, bucket: str, prefix: str, *, delimiter: str, token: str | None, stop: threading.Event) -> Page:
+        params = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter, "ContinuationToken": token}
+        return self._run(
+            lambda client: _to_page(bucket, ask(client.list_objects_v2, **self._params(params))),
+            f"s3://{bucket}/{prefix}",
+            stop=stop,
+        )
 
     def _get(self, client: Any, uri: str, max_bytes: int | None, version_id: str | None) -> Fetched:  # noqa: ANN401
         # Checksums are there for objects whose ETag is no MD5: boto3 checks what the store has, if it is asked to.

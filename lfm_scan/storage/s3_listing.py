@@ -114,6 +114,27 @@ def list_objects(read: ReadPage, bucket: str, prefix: str) -> Iterator[ObjectInf
             yield from (found for found in page if found.uri not in seen)
 
 
+def list_folders(read: ReadPage, bucket: str, prefix: str) -> Iterator[str]:
+    """Yield the prefixes that the keys under a prefix have up to their next slash, with the slash.
+
+    Args:
+        read: Asks the store.
+        bucket: Its name, for messages.
+        prefix: Of the keys, up to a slash.
+
+    Raises:
+        StorageError: If the store does not list.
+    """
+    listing = _Listing(read, f"s3://{bucket}/")
+    token: str | None = None
+    while True:
+        page = listing.page(prefix, token, delimiter="/")
+        yield from page.folders
+        token = page.next_token
+        if token is None:
+            return
+
+
 def _side_by_side(listing: _Listing, workers: _Workers, parts: list[_Part]) -> Iterator[list[ObjectInfo]]:
     """Yield the pages of parts in order, while the parts behind them are read ahead."""
     for _ in range(_MAX_DEPTH - 1):

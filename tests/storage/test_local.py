@@ -55,6 +55,14 @@ def as_an_ordinary_user() -> Iterator[None]:
 # --- list ---
 
 
+def test_the_folders_in_a_folder_are_named_in_order(tmp_path: Path) -> None:
+    for name in ("b/deep/x", "a/x", "file"):
+        write(tmp_path / name)
+    assert list(LocalStore().folders(f"{tmp_path}/")) == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    with pytest.raises(NotFoundError, match="nowhere"):
+        list(LocalStore().folders(f"{tmp_path}/nowhere"))
+
+
 def test_a_listing_is_ordered_by_the_bytes_of_the_full_path(tmp_path: Path) -> None:
     names = [
         "a/z",

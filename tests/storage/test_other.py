@@ -140,6 +140,14 @@ def test_one_object_and_an_empty_folder_can_be_listed(store: FsspecStore, memory
         list(store.list("memory://nowhere"))
 
 
+def test_the_folders_in_a_folder_are_named_in_order(store: FsspecStore, memory: MemoryFileSystem) -> None:
+    for key in ("/in/b/deep/x", "/in/a/x", "/in/file"):
+        memory.pipe_file(key, b"x")
+    assert list(store.folders("memory://in/")) == ["memory://in/a", "memory://in/b"]
+    with pytest.raises(NotFoundError, match="memory://nowhere"):
+        list(store.folders("memory://nowhere"))
+
+
 def test_folders_as_deep_as_names_allow_are_listed(store: FsspecStore, memory: MemoryFileSystem) -> None:
     path = "/in" + "/d" * 1500 + "/a"
     memory.store[path] = memory_file(memory, path)

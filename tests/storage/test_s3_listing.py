@@ -163,6 +163,14 @@ def test_folders_of_a_real_store_are_listed_exactly(s3_server: S3Server, s3_buck
     assert sorted(found) == sorted(f"s3://{s3_bucket}/{key}" for key in keys)
 
 
+def test_folders_are_named_once_page_by_page_and_objects_are_passed_over() -> None:
+    keys = [*folders(3, 1, 2), "000.txt", "runs/a/config.json", "runs/b/c/x", "runs//x", "runs.txt", "runs/loose"]
+    with ScriptedServer(Bucket(sorted(keys), page_size=2)) as server:
+        assert list(at(server).folders(_ROOT)) == [_ROOT + name for name in ("000", "001", "002", "runs")]
+        assert list(at(server).folders(f"{_ROOT}runs")) == [_ROOT + name for name in ("runs/", "runs/a", "runs/b")]
+        assert list(at(server).folders(f"{_ROOT}nothing")) == []
+
+
 # --- Faults ---
 
 
