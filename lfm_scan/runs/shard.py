@@ -18,12 +18,13 @@ from lfm_scan.errors import ImageError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
 from lfm_scan.options import InputConfig, StorageConfig
-from lfm_scan.runs.error_histogram import ErrorHistogram
+from lfm_scan.runs.error_histogram import ErrorHistogram, histogram_of
+from lfm_scan.runs.meter import Meter
 from lfm_scan.runs.parquet import from_parquet, to_parquet
 from lfm_scan.runs.reuse import KnownScores
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.summary import Summary, is_failure, summarize
-from lfm_scan.runs.usage import Usage
+from lfm_scan.runs.usage import Stage, Usage
 from lfm_scan.schema import RESULT_SCHEMA, result_schema
 from lfm_scan.scoring.isolated import EncodedImage
 from lfm_scan.scoring.prepare import Prepared
@@ -143,7 +144,14 @@ class Receipt:
 
 
 def score_shard(
-    job: ShardJob, shard: int, planned: pa.Table, decoder: Decoder, scorer: Scorer, *, known: KnownScores | None = None
+    job: ShardJob,
+    shard: int,
+    planned: pa.Table,
+    decoder: Decoder,
+    scorer: Scorer,
+    *,
+    known: KnownScores | None = None,
+    meter: Meter | None = None,
 ) -> pa.Table:
     """Fetch, decode and score the inputs of a shard; identical bytes once.
 
@@ -156,6 +164,7 @@ def score_shard(
         decoder: Where decoding happens.
         scorer: Where scoring happens.
         known: Scores of an earlier run, by the bytes' sha256.
+        meter: Measures the work.
 
     Returns:
         One row an input in the same order, with the columns of `result_schema`.
@@ -163,18 +172,33 @@ def score_shard(
     Raises:
         OutageError: If a store answers nobody: that is no image's fault.
     """
+    meter = meter or Meter()
     rows = _planned_facts(planned, shard)
-    decoded = _decode(job, planned, rows, decoder, known=known)
+    decoded = _decode(job, planned, rows, decoder, meter, known=known)
     with_pixels = ((row, pixels) for row, pixels in decoded if pixels is not None)
     while batch := list(itertools.islice(with_pixels, scorer.batch_size)):
-        logits = scorer.logits(np.stack([pixels for _, pixels in batch]))
+        logits = score_pixels(np.stack([pixels for _, pixels in batch]), scorer, meter)
         for (row, _), logit in zip(batch, logits, strict=True):
             row["logit"] = float(logit)
     return finish_rows(job, _facts_table(rows, planned), ())
 
 
+def score_pixels(pixels_bhwc: np.ndarray, scorer: Scorer, meter: Meter) -> np.ndarray:
+    """Return logits (B,) of pixels (B, 256, 256, 3) uint8, measured."""
+    with meter.doing(Stage.SCORE):
+        logits = scorer.logits(pixels_bhwc)
+    meter.scored(len(pixels_bhwc), scorer.batch_size)
+    return logits
+
+
 def prepare_shard(
-    job: ShardJob, shard: int, planned: pa.Table, decoder: Decoder, *, known: KnownScores | None = None
+    job: ShardJob,
+    shard: int,
+    planned: pa.Table,
+    decoder: Decoder,
+    *,
+    known: KnownScores | None = None,
+    meter: Meter | None = None,
 ) -> pa.Table:
     """Fetch and decode the inputs of a shard, for another machine to score; identical bytes once.
 
@@ -184,6 +208,7 @@ def prepare_shard(
         planned: Its inputs, with the columns of the plan.
         decoder: Where decoding happens.
         known: Scores of an earlier run, by the bytes' sha256.
+        meter: Measures the work.
 
     Returns:
         One row an input in the same order: facts, what the plan carries, and `pixels`, 256x256x3 bytes, zeros where
@@ -194,7 +219,7 @@ def prepare_shard(
     """
     rows = _planned_facts(planned, shard)
     block = np.zeros((len(rows), SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
-    for _ in _decode(job, planned, rows, decoder, known=known, block=block):
+    for _ in _decode(job, planned, rows, decoder, meter or Meter(), known=known, block=block):
         pass
     column = pa.FixedSizeBinaryArray.from_buffers(_PIXELS.type, len(rows), [None, pa.py_buffer(block)])
     return _facts_table(rows, planned).append_column(_PIXELS, column)
@@ -205,6 +230,7 @@ def _decode(
     planned: pa.Table,
     rows: list[dict[str, Any]],
     decoder: Decoder,
+    meter: Meter,
     *,
     known: KnownScores | None,
     block: np.ndarray | None = None,
@@ -217,12 +243,12 @@ def _decode(
     in_decoder: deque[dict[str, Any]] = deque()
 
     def to_decode() -> Iterator[EncodedImage]:
-        for index, fetched in _new_bytes(job, inputs, rows, known):
+        for index, fetched in _new_bytes(job, inputs, rows, known, meter):
             in_decoder.append(rows[index])
             out = None if block is None else block[index]
             yield EncodedImage(inputs[index].uri, fetched.data, rows[index]["sha256"], out=out)
 
-    for prepared in decoder.prepare_all(to_decode()):
+    for prepared in meter.waiting(Stage.DECODE, decoder.prepare_all(to_decode())):
         row = in_decoder.popleft()
         row.update(_told_by_bytes(prepared))
         yield row, prepared.pixels
@@ -242,15 +268,16 @@ def _facts_table(rows: list[dict[str, Any]], planned: pa.Table) -> pa.Table:
 
 
 def _new_bytes(
-    job: ShardJob, inputs: list[Input], rows: list[dict[str, Any]], known: KnownScores | None
+    job: ShardJob, inputs: list[Input], rows: list[dict[str, Any]], known: KnownScores | None, meter: Meter
 ) -> Iterator[tuple[int, Fetched]]:
     """Fetch the inputs; fill in the rows of those that need no decoding, and yield the others with their index."""
     first_with: dict[str, int] = {}
-    for index, outcome in enumerate(job.fetcher.fetch(inputs)):
+    for index, outcome in enumerate(meter.waiting(Stage.FETCH, job.fetcher.fetch(inputs))):
         row = rows[index]
         if isinstance(outcome, ImageError):
             row.update(_told_by_bytes(Prepared.failed(outcome)))
             continue
+        meter.fetched(len(outcome.data))
         sha256 = hashlib.sha256(outcome.data).hexdigest()
         row.update(asdict(outcome.info), uri=inputs[index].uri, size_bytes=len(outcome.data), sha256=sha256)
         if sha256 in first_with:
@@ -324,19 +351,26 @@ def finish_rows(job: ShardJob, prepared: pa.Table, logits: Iterable[float]) -> p
     return table.cast(result_schema(carried_fields(prepared.schema)))
 
 
-def commit_shard(job: ShardJob, results: pa.Table) -> Receipt:
+def commit_shard(job: ShardJob, results: pa.Table, meter: Meter | None = None) -> Receipt:
     """Store a shard's rows as its part: one conditional put of bytes already complete in memory.
+
+    Args:
+        job: The run's settings.
+        results: The rows, with the columns of `result_schema`.
+        meter: Measures the work; what it has measured is the receipt's.
 
     Raises:
         StorageError: If the store does not take it.
     """
+    meter = meter or Meter()
     shard = results.column("shard")[0].as_py()
     uri = job.directory.part_uri(shard)
-    outcome = job.directory.store.create(uri, to_parquet(results))
-    if not outcome.created:
-        # Another worker or driver was first. Its rows count, so the receipt speaks of them.
-        results = from_parquet(job.directory.store.get(uri).data)
-    return Receipt(shard, outcome.created, summarize(results), _failures(results))
+    with meter.doing(Stage.COMMIT):
+        outcome = job.directory.store.create(uri, to_parquet(results))
+        if not outcome.created:
+            # Another worker or driver was first. Its rows count, so the receipt speaks of them.
+            results = from_parquet(job.directory.store.get(uri).data)
+    return Receipt(shard, outcome.created, summarize(results), _failures(results), histogram_of(results), meter.usage())
 
 
 def _failures(results: pa.Table, most: int = 3) -> tuple[Failure, ...]:

@@ -135,6 +135,11 @@ class IsolatedDecoder:
         self.close()
 
     @property
+    def pid(self) -> int | None:
+        """Process id of the present child; None without one."""
+        return None if self._child is None else self._child.pid
+
+    @property
     def cpu_s(self) -> float:
         """Seconds of a core that the present child has used; 0 without one."""
         return 0.0 if self._child is None else self._child.cpu_s
@@ -307,6 +312,11 @@ class _Child:
             )
             # Also for a decoder that nobody closed.
             self._finish = weakref.finalize(self, _finish, self._process, until_started.pop_all())
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
 
     @property
     def cpu_s(self) -> float:

@@ -47,6 +47,7 @@ _SKIPPED_BYTES: Final = 16 * 2**20
 """A stretch that ends within so many bytes can be had from a server that sends only whole objects."""
 
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_BUSY: Final = 429
 _DENIED: Final = frozenset({401, 403, 407, 451})
 _MISSING: Final = frozenset({404, 410})
 _NO_HEAD: Final = frozenset({405, 501})
@@ -223,7 +224,7 @@ def _check_status(reply: aiohttp.ClientResponse, uri: str, *, may_be_part: bool 
     if status in _DENIED:
         raise AccessDeniedError(said)
     if status in _PASSING:
-        raise PassingError(UnreachableError(said), _asked_wait(reply))
+        raise PassingError(UnreachableError(said), _asked_wait(reply), is_busy=status == _BUSY)
     raise StorageError(said)
 
 

@@ -56,6 +56,7 @@ _REFUSED: Final = frozenset(
 _EXTRAS: Final = dict.fromkeys(_GOOGLE, "gcs") | dict.fromkeys(_AZURE, "azure")
 
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_BUSY: Final = 429
 _DENIED: Final = frozenset({401, 403})
 _CREDENTIALS_ERRORS: Final = frozenset(
     {"ClientAuthenticationError", "CredentialUnavailableError", "DefaultCredentialsError", "RefreshError"}
@@ -311,7 +312,9 @@ def _translate(exc: Exception, uri: str) -> StorageError | PassingError:
         return AccessDeniedError(f"{uri}: no valid credentials ({reason}): log in, or set --anonymous for public data")
     if isinstance(exc, _WRONG_USE) or (status is not None and status not in _PASSING):
         return StorageError(f"{uri}: {reason}")
-    return PassingError(UnreachableError(f"{uri}: no complete answer from the store ({reason})"))
+    return PassingError(
+        UnreachableError(f"{uri}: no complete answer from the store ({reason})"), is_busy=status == _BUSY
+    )
 
 
 def _status_of(exc: Exception) -> int | None:

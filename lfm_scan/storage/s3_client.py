@@ -24,6 +24,7 @@ from botocore.utils import parse_timestamp
 from lfm_scan.errors import ConfigError
 from lfm_scan.options import StorageConfig
 from lfm_scan.storage.s3_retry import Health, Persistence
+from lfm_scan.storage.traffic import watch_s3
 
 _DEFAULT_REGION: Final = "us-east-1"
 _ROLE_SESSION: Final = "lfm-scan"
@@ -104,9 +105,11 @@ def _s3_client(session: Any, config: StorageConfig, region: str, *, patient: boo
         user_agent_extra="lfm-scan",
     )
     try:
-        return session.client("s3", endpoint_url=config.endpoint_url, region_name=region, config=settings)
+        client = session.client("s3", endpoint_url=config.endpoint_url, region_name=region, config=settings)
     except ValueError as exc:
         raise ConfigError(f"--endpoint-url {config.endpoint_url} or --region {region}: {exc}") from exc
+    watch_s3(client)
+    return client
 
 
 def _session(config: StorageConfig, core: Any) -> Any:  # noqa: ANN401 - boto3 has no types

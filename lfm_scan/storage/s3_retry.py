@@ -17,6 +17,7 @@ import botocore.exceptions
 
 from lfm_scan.errors import LFMScanError, OutageError
 from lfm_scan.storage.s3_errors import REPLY_ERRORS, Fault, classify, translate
+from lfm_scan.storage.traffic import count_retry, count_throttle
 from lfm_scan.storage.tries import jitter_s
 
 T = TypeVar("T")
@@ -139,6 +140,7 @@ class Persistence:
                 error = failures.add(exc, began)
                 if error is not None:
                     raise error from exc
+                count_retry()
             except LFMScanError:
                 self.health.answered(began)  # what we found wrong with it was in an answer
                 raise
@@ -167,6 +169,8 @@ class _Failures:
             if isinstance(exc, botocore.exceptions.ClientError):
                 self._health.answered(began)
             return translate(exc, self._uri)
+        if fault is Fault.BUSY:
+            count_throttle()
         self._num_tries += 1
         failed_at = self._health.failed()
         if fault is Fault.AGAIN:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from lfm_scan.errors import StorageError
+from lfm_scan.storage.traffic import count_retry, count_throttle
 
 T = TypeVar("T")
 
@@ -25,12 +26,14 @@ class PassingError(Exception):
     Attributes:
         error: To raise if no later try works.
         asked_wait_s: Seconds after which the server asks to come back.
+        is_busy: Whether the server asks for fewer requests.
     """
 
-    def __init__(self, error: StorageError, asked_wait_s: float = 0.0) -> None:
+    def __init__(self, error: StorageError, asked_wait_s: float = 0.0, *, is_busy: bool = False) -> None:
         super().__init__(error, asked_wait_s)
         self.error = error
         self.asked_wait_s = asked_wait_s
+        self.is_busy = is_busy
 
 
 def jitter_s(num_tries: int) -> float:
@@ -54,8 +57,11 @@ def keep_trying(attempt: Callable[[], T], max_attempts: int) -> T:
         try:
             return attempt()
         except PassingError as exc:
+            if exc.is_busy:
+                count_throttle()
             if not tries_left:
                 raise exc.error from exc
             asked_s = min(_LONGEST_ASKED_WAIT_S, exc.asked_wait_s)
         time.sleep(asked_s + jitter_s(max_attempts - tries_left))
+        count_retry()
     raise AssertionError("unreachable: the last try returns or raises")
