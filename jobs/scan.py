@@ -1,6 +1,6 @@
 """Scan on a Ray cluster: `ray job submit --working-dir . -- python jobs/scan.py s3://in/ --output s3://runs/1`.
 
-Takes the arguments of `lfm-scan scan`.
+Takes the arguments of `lfm-scan scan`. The last line of the job's log is one of JSON, for programs.
 """
 
 import sys
@@ -12,4 +12,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lfm_scan.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main(["scan", *sys.argv[1:]]))
+    sys.exit(main(["scan", "--json-summary", *sys.argv[1:]]))

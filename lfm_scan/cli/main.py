@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import cyclopts.config
 from cyclopts import App, CycloptsError, Parameter
@@ -28,6 +28,9 @@ from lfm_scan.options import StorageConfig
 from lfm_scan.synth.config import SynthConfig
 from lfm_scan.training.config import TrainConfig
 from lfm_scan.version import __version__
+
+if TYPE_CHECKING:
+    from lfm_scan.cli.report import Ending
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -55,6 +58,7 @@ def scan_command(
     config: Annotated[ScanConfig, Parameter(name="*")],
     *,
     config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    json_summary: bool = False,
     debug: bool = False,
 ) -> int:
     """Score every image of the sources and write one Parquet row for each.
@@ -65,18 +69,35 @@ def scan_command(
     Args:
         config: Sources and settings.
         config_file: TOML, YAML or JSON file with the same names as the options; options win.
+        json_summary: End standard output with one line of JSON, however the scan ends. Jobs always do.
         debug: Show tracebacks and what Ray says.
     """
-    # Late, so that --help is quick: this loads torch and ray.
+    from lfm_scan.cli.report import Ending, print_ending
+
+    del config_file  # read in `main`, before the arguments were
+    ending = Ending()
+    try:
+        ending.exit_code = _scan(config, ending, debug=debug)
+    except Exception as exc:
+        if debug or not json_summary:
+            raise
+        ending.exit_code, ending.error = _explain(exc), str(exc)
+    if json_summary:
+        print_ending(ending)
+    return ending.exit_code
+
+
+def _scan(config: ScanConfig, ending: Ending, *, debug: bool) -> int:
+    """Scan, show how it goes, note how it ends, and return the exit code."""
+    # Late, so that --help is quick: this loads ray.
     from lfm_scan.cli.progress import ScanProgress
     from lfm_scan.cli.quiet import stderr_in_log
     from lfm_scan.cli.report import print_outcome
     from lfm_scan.distributed.scan import scan
     from lfm_scan.distributed.stopping import GracefulStop
 
-    del config_file  # read in `main`, before the arguments were
     with stderr_in_log(enabled=not debug) as terminal:
-        progress = ScanProgress(terminal)
+        progress = ending.progress = ScanProgress(terminal)
         stop = GracefulStop()
         try:
             with _on_terminate(stop.request), progress:
@@ -84,6 +105,7 @@ def scan_command(
         except KeyboardInterrupt as exc:
             progress.print_interrupted()
             return exc.args[0] if exc.args else 128 + signal.SIGINT
+    ending.outcome = outcome
     print_outcome(outcome, config)
     summary = outcome.summary
     if summary.num_failed > config.max_failure_rate * summary.num_rows:
@@ -296,18 +318,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result: Any = app(tokens, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return EXIT_USAGE  # cyclopts has said what is wrong
-    except LFMScanError as exc:
-        if debug:
-            raise
-        _print_error(str(exc))
-        return next((code for kind, code in _EXIT_CODES.items() if isinstance(exc, kind)), EXIT_FAILED)
     except Exception as exc:
         if debug:
             raise
-        lines = str(exc).strip().splitlines() or [""]
-        _print_error(f"unexpected {type(exc).__name__}: {lines[-1]} (--debug shows where)")
-        return EXIT_FAILED
+        return _explain(exc)
     return result if isinstance(result, int) else 0
+
+
+def _explain(exc: Exception) -> int:
+    """Print in one line what went wrong, and return the exit code."""
+    if isinstance(exc, LFMScanError):
+        _print_error(str(exc))
+        return next((code for kind, code in _EXIT_CODES.items() if isinstance(exc, kind)), EXIT_FAILED)
+    lines = str(exc).strip().splitlines() or [""]
+    _print_error(f"unexpected {type(exc).__name__}: {lines[-1]} (--debug shows where)")
+    return EXIT_FAILED
 
 
 def _config_providers(tokens: Sequence[str]) -> tuple[Any, ...]:

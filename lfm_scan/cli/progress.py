@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import Any, Final, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
@@ -37,6 +37,7 @@ class ScanProgress(Listener):
             transient=True,
         )
         self._task: TaskID | None = None
+        self._run_id = ""
         self._run_dir = ""
         self._num_rows = 0
         self._num_done = 0
@@ -58,12 +59,16 @@ class ScanProgress(Listener):
 
     def opened(self, run: Run) -> None:
         """Say which run this is."""
-        self._run_dir = run.directory.uri
+        self._run_id, self._run_dir = run.run_id, run.directory.uri
         metadata = run.checkpoint.metadata
         self._console.print(f"Run {run.run_id} in {run.directory.uri}", markup=False)
         self._console.print(
             f"Model {metadata.model_id} ({run.checkpoint.sha256[:12]}), preprocess {run.job.preprocess}", markup=False
         )
+
+    def waiting(self, lacking: str) -> None:
+        """Say for what kind of node the scan will wait."""
+        self._console.print(f"Waiting for nodes: there is {lacking}", markup=False)
 
     def listing(self, num_rows: int) -> None:
         """Say how many inputs are listed so far."""
@@ -102,6 +107,15 @@ class ScanProgress(Listener):
     def finalizing(self) -> None:
         """Say that the scan is over and the results are being merged."""
         self._show("Merging the results")
+
+    def so_far(self) -> dict[str, Any]:
+        """Return which run it is and how far it is as JSON values; None where it did not come so far."""
+        return {
+            "run_id": self._run_id or None,
+            "run_dir": self._run_dir or None,
+            "num_rows": self._num_rows or None,
+            "num_rows_done": self._num_done,
+        }
 
     def print_interrupted(self) -> None:
         """Say what an interrupted user needs to know."""

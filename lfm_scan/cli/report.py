@@ -2,23 +2,81 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lfm_scan.cli.progress import ScanProgress
 from lfm_scan.cli.text import byte_size
 from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.scan import ScanOutcome
+from lfm_scan.logs import one_line
 from lfm_scan.runs.summary import HISTOGRAM_BINS, Summary
 from lfm_scan.status import Status, Unassessable
 from lfm_scan.storage import is_remote, join
 
-_BAR_WIDTH = 36
+_BAR_WIDTH: Final = 36
 
 _WHAT_TO_KNOW = {
     Unassessable.LOSSY: "saved by a lossy codec, which hides what this checkpoint looks for",
     Unassessable.RESAMPLED: "resized by the preprocess policy, which moves the score; try --preprocess crop256",
 }
+
+
+@dataclass
+class Ending:
+    """How a scan ended, and how far it came; filled in as it goes.
+
+    Attributes:
+        exit_code: Of the command.
+        progress: What it showed, once it began.
+        outcome: If it came to its end.
+        error: If it failed.
+    """
+
+    exit_code: int = 0
+    progress: ScanProgress | None = None
+    outcome: ScanOutcome | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a program wants to know as JSON values; None where the scan did not come so far."""
+        so_far: dict[str, Any] = {} if self.progress is None else self.progress.so_far()
+        outcome, summary = self.outcome, None
+        if outcome is not None:
+            summary = outcome.summary
+            so_far = {
+                "run_id": outcome.run_id,
+                "run_dir": outcome.run_dir,
+                "num_rows": summary.num_rows,
+                "num_rows_done": summary.num_rows,
+            }
+        return {
+            "state": self._state,
+            "exit_code": self.exit_code,
+            "error": None if self.error is None else one_line(self.error),
+            **so_far,
+            "num_scored": None if summary is None else summary.num_scored,
+            "num_failed": None if summary is None else summary.num_failed,
+            "num_flagged": None if summary is None else summary.num_flagged,
+            "by_status": None if summary is None else dict(summary.by_status),
+            "results": None if outcome is None else join(outcome.run_dir, "results"),
+        }
+
+    @property
+    def _state(self) -> str:
+        if self.outcome is not None:
+            return "finished"
+        return "failed" if self.error is not None else "stopped"
+
+
+def print_ending(ending: Ending) -> None:
+    """Print one line of JSON to standard output."""
+    print(json.dumps(ending.to_json()), flush=True)  # noqa: T201 - for programs: no console may wrap or colour it
 
 
 def print_outcome(outcome: ScanOutcome, config: ScanConfig, console: Console | None = None) -> None:

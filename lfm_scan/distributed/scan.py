@@ -16,7 +16,7 @@ from lfm_scan.distributed.failures import translate
 from lfm_scan.distributed.pipeline import Work, map_on_cluster, run_pipeline
 from lfm_scan.distributed.resources import shape_pipeline
 from lfm_scan.distributed.session import ray_session
-from lfm_scan.distributed.stopping import GracefulStop, StopFlag
+from lfm_scan.distributed.stopping import GracefulStop, StopFlag, drain_s
 from lfm_scan.distributed.tasks import ToDo
 from lfm_scan.runs.earlier import scores_of
 from lfm_scan.runs.finalize import Group, MergedFile, group_parts, merge_group, write_success
@@ -26,9 +26,6 @@ from lfm_scan.runs.run import Run, ensure_plan, open_run, todo
 from lfm_scan.runs.shard import Receipt
 from lfm_scan.runs.summary import Summary
 from lfm_scan.runs.watch import Watch
-
-_DRAIN_S: Final = 20.0
-"""For which shards that are begun may go on after a request to stop: spot machines give 30 s in the worst case."""
 
 _SETTLE_S: Final = 10.0
 """For which a run that fails waits for its pipeline to end, so that nothing of it is left on the cluster."""
@@ -177,7 +174,7 @@ def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: L
     while time.monotonic() < deadline:
         if stop.is_requested and deadline == math.inf:
             work.to_do.stop.set()
-            deadline = time.monotonic() + _DRAIN_S
+            deadline = time.monotonic() + drain_s()
         try:
             receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
         except TimeoutError:
