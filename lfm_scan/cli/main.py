@@ -252,6 +252,35 @@ def bench_command(
     return 0
 
 
+@app.command(name="submit")
+def submit_command(
+    *command: str,
+    address: str | None = None,
+    runtime_env: Path | None = None,
+    no_wait: bool = False,
+    debug: bool = False,
+) -> int:
+    """Run a scan or a training on a Ray cluster: lfm-scan submit --address http://head:8265 -- scan s3://in/ -o s3://out/1.
+
+    This package goes along, and a file that --config or --weights names; the cluster needs what it depends on. The
+    job's log is followed, through any loss of connection, and its exit code is this command's; 143 if it was stopped.
+    Ctrl-C ends the following and not the job. A token is taken as `ray job submit` takes it: RAY_AUTH_MODE=token and
+    RAY_AUTH_TOKEN.
+
+    Args:
+        command: After two hyphens, scan or train with its arguments.
+        address: Of the job server. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine.
+        runtime_env: YAML file with what else the job's environment needs, as Ray takes it: env_vars, pip.
+        no_wait: Submit, say how to follow, and end.
+        debug: Show tracebacks.
+    """
+    from lfm_scan.cli.submit import check_command, read_runtime_env, submit_and_follow
+
+    del debug  # read in `main`
+    check_command(app, command, _config_providers(command))
+    return submit_and_follow(command, address, read_runtime_env(runtime_env), wait=not no_wait)
+
+
 @app.command(name="status")
 def status_command(
     run_dir: str,
@@ -312,9 +341,11 @@ def runs_command(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in tokens
+    # What comes after two hyphens is the business of the command that is submitted.
+    own = tokens[: tokens.index("--")] if "--" in tokens else tokens
+    debug = "--debug" in own
     try:
-        app.config = _config_providers(tokens)
+        app.config = _config_providers(own)
         result: Any = app(tokens, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return EXIT_USAGE  # cyclopts has said what is wrong
