@@ -13,6 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from lfm_scan.model import LFM, CheckpointMetadata, save_checkpoint
 from lfm_scan.storage.s3_client import forget_clients
+from tests.cluster.filled import scan_policies
 from tests.servers import S3Server, run_s3_server
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -22,22 +23,23 @@ _SHARED = Path(__file__).resolve().parents[2] / "shared"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class _RayTogether(LoadScopeScheduling):  # type: ignore[misc]  # has no types
-    """Gives all tests that start or share a Ray to one worker: two Rays at once would fight for the cores."""
+class _RayByFile(LoadScopeScheduling):  # type: ignore[misc]  # has no types
+    """Gives the tests of a file that start or share a Ray to one worker, and the files with most of them first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith(("tests/cli/", "tests/distributed/")) else nodeid
+        has_ray = nodeid.startswith(("tests/cli/", "tests/distributed/"))
+        return nodeid.partition("::")[0] if has_ray else nodeid
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _RayTogether:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _RayByFile:
     """Tell pytest-xdist how to spread the tests."""
-    return _RayTogether(config, log)
+    return _RayByFile(config, log)
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A real S3 server that refuses unsigned requests."""
-    with run_s3_server(tmp_path_factory.mktemp("seaweedfs")) as server:
+    """A real S3 server that refuses unsigned requests; besides the admin it knows the identities of `cluster/iam`."""
+    with run_s3_server(tmp_path_factory.mktemp("seaweedfs"), scan_policies()) as server:
         yield server
 
 

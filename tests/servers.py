@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,12 +36,14 @@ class S3Server:
         access_key: Of an identity that may do everything.
         secret_key: Of the same.
         pid: Of its process, which leads a process group.
+        credentials_file: Has a profile for each other identity, which may do what its policy says.
     """
 
     endpoint_url: str
     access_key: str
     secret_key: str
     pid: int
+    credentials_file: Path
 
     @property
     def port(self) -> int:
@@ -56,6 +58,7 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_SHARED_CREDENTIALS_FILE": str(self.credentials_file),
         }
 
     def client(self) -> Any:  # noqa: ANN401 - boto3 makes its client classes at run time
@@ -64,10 +67,14 @@ class S3Server:
 
     @functools.cached_property
     def _client(self) -> Any:  # noqa: ANN401
+        return self.client_of(self.access_key)
+
+    def client_of(self, access_key: str) -> Any:  # noqa: ANN401
+        """Return a new boto3 client signed in as another identity, whose access key is its name."""
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key,
+            aws_access_key_id=access_key,
             aws_secret_access_key=self.secret_key,
             region_name="us-east-1",
             config=Config(
@@ -86,16 +93,31 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def run_s3_server(folder: Path) -> Iterator[S3Server]:
-    """Run SeaweedFS in `folder` until the block ends; ready once a signed create-bucket and put have succeeded."""
+def run_s3_server(folder: Path, policies: Mapping[str, str] | None = None) -> Iterator[S3Server]:
+    """Run SeaweedFS in `folder` until the block ends; ready once a signed create-bucket and put have succeeded.
+
+    Args:
+        folder: For all its files.
+        policies: IAM policies by the name of the identity that has each, besides the admin.
+    """
+    policies = policies or {}
     ports = dict(zip(("master", "volume", "filer", "s3"), _free_port_pairs(4), strict=True))
     identity = {
         "name": "admin",
         "credentials": [{"accessKey": _ACCESS_KEY, "secretKey": _SECRET_KEY}],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
+    others = [
+        {"name": name, "credentials": [{"accessKey": name, "secretKey": _SECRET_KEY}], "policyNames": [name]}
+        for name in policies
+    ]
+    contents = [{"name": name, "content": policy} for name, policy in policies.items()]
     config, log, data = folder / "s3.json", folder / "weed.log", folder / "data"
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [identity, *others], "policies": contents}))
+    credentials_file = folder / "credentials"
+    credentials_file.write_text(
+        "".join(f"[{name}]\naws_access_key_id={name}\naws_secret_access_key={_SECRET_KEY}\n" for name in policies)
+    )
     data.mkdir()
     command = [
         str(Path(sys.executable).with_name("weed")),
@@ -121,7 +143,7 @@ def run_s3_server(folder: Path) -> Iterator[S3Server]:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder, process_group=0
         )
-    server = S3Server(f"http://127.0.0.1:{ports['s3'][0]}", _ACCESS_KEY, _SECRET_KEY, process.pid)
+    server = S3Server(f"http://127.0.0.1:{ports['s3'][0]}", _ACCESS_KEY, _SECRET_KEY, process.pid, credentials_file)
     try:
         _wait_until_ready(server, process, log)
         yield server
