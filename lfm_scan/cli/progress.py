@@ -23,11 +23,11 @@ class ScanProgress(Listener):
     """Listens to a scan and shows images done, failed, images/s and the time left.
 
     Args:
-        file: Where to show it, usually standard error.
+        file: Where to show it, usually standard error; None to show nothing.
     """
 
-    def __init__(self, file: TextIO) -> None:
-        self._console = Console(file=file, highlight=False, soft_wrap=True)
+    def __init__(self, file: TextIO | None) -> None:
+        self._console = Console(file=file, highlight=False, soft_wrap=True, quiet=file is None)
         self._bar = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}"),
@@ -55,7 +55,8 @@ class ScanProgress(Listener):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._task is not None:  # else it would print an empty line
+            self._bar.stop()
 
     def opened(self, run: Run) -> None:
         """Say which run this is."""

@@ -155,7 +155,9 @@ def _translate_answer(exc: botocore.exceptions.ClientError, uri: str) -> Storage
     if code in _NOT_FOUND or _is_delete_marker(exc):
         return NotFoundError(f"{uri}: not found")
     if code in _DENIED:
-        return AccessDeniedError(f"{uri}: the store refused ({code}): check the credentials and their policy")
+        return AccessDeniedError(
+            f"{uri}: the store refused {exc.operation_name} ({code}): check the credentials and their policy"
+        )
     if code in TAKEN:
         return overwritten(uri)
     if code in _OUT_OF_RANGE:
