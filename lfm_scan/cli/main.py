@@ -31,6 +31,7 @@ from lfm_scan.version import __version__
 
 if TYPE_CHECKING:
     from lfm_scan.cli.report import Ending
+    from lfm_scan.cli.training import TrainEnding
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -125,6 +126,7 @@ def train_command(
     config: Annotated[TrainConfig, Parameter(name="*")],
     *,
     config_file: Annotated[Path | None, Parameter(name="--config")] = None,
+    json_summary: bool = False,
     debug: bool = False,
 ) -> int:
     """Train LFM on labelled images and write checkpoints that `lfm-scan scan --weights` takes.
@@ -135,22 +137,39 @@ def train_command(
     Args:
         config: Data and settings.
         config_file: TOML, YAML or JSON file with the same names as the options; options win.
+        json_summary: End standard output with one line of JSON, however the training ends. Jobs always do.
         debug: Show tracebacks and what Ray says.
     """
+    from lfm_scan.cli.training import TrainEnding, print_ending
+
+    del config_file  # read in `main`
+    ending = TrainEnding(config)
+    try:
+        ending.exit_code = _train(config, ending, debug=debug)
+    except Exception as exc:
+        if debug or not json_summary:
+            raise
+        ending.exit_code, ending.error = _explain(exc), str(exc)
+    if json_summary:
+        print_ending(ending)
+    return ending.exit_code
+
+
+def _train(config: TrainConfig, ending: TrainEnding, *, debug: bool) -> int:
+    """Train, show how it goes, note how it ends, and return the exit code."""
     from lfm_scan.cli.quiet import stderr_in_log
     from lfm_scan.cli.training import TrainProgress, print_training
     from lfm_scan.distributed.train import train
 
-    del config_file  # read in `main`
     with stderr_in_log(enabled=not debug) as terminal:
         progress = TrainProgress(terminal)
         try:
             with _on_terminate(_interrupt), progress:
-                outcome = train(config, progress, debug=debug)
+                ending.outcome = train(config, progress, debug=debug)
         except KeyboardInterrupt as exc:
             progress.print_interrupted()
             return exc.args[0] if exc.args else 128 + signal.SIGINT
-    print_training(outcome)
+    print_training(ending.outcome)
     return 0
 
 

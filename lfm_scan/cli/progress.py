@@ -17,6 +17,9 @@ from lfm_scan.runs.run import Run
 from lfm_scan.runs.shard import Receipt
 
 _LINE_EVERY_S: Final = 5.0
+_LINE_AFTER: Final = 0.05
+_MAX_SILENCE_S: Final = 60.0
+"""In the log of a job: a line every five seconds at first, then after a twentieth of its time, at last every minute."""
 
 
 class ScanProgress(Listener):
@@ -101,7 +104,8 @@ class ScanProgress(Listener):
             self._bar.update(self._task, completed=self._num_done)
             return
         now = time.monotonic()
-        if now - self._last_line >= _LINE_EVERY_S or self._num_done == self._num_rows:
+        every_s = min(max(_LINE_EVERY_S, _LINE_AFTER * (now - self._started)), _MAX_SILENCE_S)
+        if now - self._last_line >= every_s or self._num_done == self._num_rows:
             self._last_line = now
             self._console.print(self.describe())
 

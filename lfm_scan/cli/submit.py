@@ -13,7 +13,9 @@ from cyclopts import App
 from rich.console import Console
 
 from lfm_scan.cli.text import byte_size
+from lfm_scan.config import ScanConfig
 from lfm_scan.errors import ConfigError
+from lfm_scan.training.config import TrainConfig
 
 _COMMANDS: Final = ("scan", "train")
 
@@ -27,7 +29,7 @@ def check_command(app: App, command: Sequence[str], config_providers: tuple[Any,
         config_providers: What reads its --config file.
 
     Raises:
-        ConfigError: If it is not a command that makes sense as a job.
+        ConfigError: If it is not a command that makes sense as a job, or names a path that means nothing there.
         CycloptsError: If its arguments are wrong; it is printed.
     """
     if not command or command[0] not in _COMMANDS:
@@ -36,7 +38,15 @@ def check_command(app: App, command: Sequence[str], config_providers: tuple[Any,
             "lfm-scan submit -- scan s3://in/ --output s3://out/1"
         )
     app.config = config_providers
-    app.parse_args(list(command), exit_on_error=False, print_error=True)
+    _, bound, _ = app.parse_args(list(command), exit_on_error=False, print_error=True)
+    config: ScanConfig | TrainConfig = bound.arguments["config"]
+    validation = config.validation if isinstance(config, TrainConfig) else ()
+    for name in (*config.sources, *validation, config.output):
+        if "://" not in name and not name.startswith("/"):
+            raise ConfigError(
+                f"submit: {name} is a relative path, and a job runs in a folder of its own that is thrown away: give a "
+                "URI, or a whole path to what all nodes share"
+            )
 
 
 def read_runtime_env(path: Path | None) -> dict[str, Any]:
@@ -66,8 +76,7 @@ def submit_and_follow(command: Sequence[str], address: str | None, runtime_env: 
     from lfm_scan.distributed.submit import follow, submit
 
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    extra = ["--json-summary"] if command[0] == "scan" else []
-    job = submit([command[0], *extra, *command[1:]], address, runtime_env)
+    job = submit([command[0], "--json-summary", *command[1:]], address, runtime_env)
     where = f"{job.job_id} --address {job.address}"
     console.print(f"Job {job.job_id} was submitted to {job.address} with {byte_size(job.size_bytes)} of files")
     if not wait:

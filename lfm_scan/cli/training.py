@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
 
@@ -12,7 +14,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from lfm_scan.cli.text import duration, printable
+from lfm_scan.config import absolute
 from lfm_scan.distributed.train import Event, TrainListener, TrainOutcome
+from lfm_scan.logs import one_line
+from lfm_scan.training.config import TrainConfig
 from lfm_scan.training.prepare import Checked, Training
 
 _LINE_EVERY_S: Final = 10.0
@@ -48,7 +53,8 @@ class TrainProgress(TrainListener):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._task is not None:  # else it would print an empty line
+            self._bar.stop()
 
     def opened(self, training: Training) -> None:
         """Say which training this is."""
@@ -88,6 +94,49 @@ class TrainProgress(TrainListener):
     def print_interrupted(self) -> None:
         """Say what an interrupted user needs to know."""
         self._console.print("Interrupted. Repeat the same command to go on from the last saved state.")
+
+
+@dataclass
+class TrainEnding:
+    """How a training ended; filled in as it goes.
+
+    Attributes:
+        config: Of the training.
+        exit_code: Of the command.
+        outcome: If it came to its end.
+        error: If it failed.
+    """
+
+    config: TrainConfig
+    exit_code: int = 0
+    outcome: TrainOutcome | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a program wants to know as JSON values; None where the training did not come so far."""
+        told: dict[str, Any] = {
+            "state": "failed" if self.error is not None else "stopped",
+            "exit_code": self.exit_code,
+            "error": None if self.error is None else one_line(self.error),
+            "run_dir": absolute(self.config.output).rstrip("/"),
+        }
+        if self.outcome is None:
+            return {**told, "model_id": None, "epoch": None, "best_epoch": None, "mean_auc": None, "checkpoint": None}
+        position = self.outcome.position
+        return {
+            **told,
+            "state": "finished",
+            "model_id": self.outcome.model_id,
+            "epoch": position.epoch,
+            "best_epoch": position.best_epoch,
+            "mean_auc": position.history[position.best_epoch - 1]["mean_auc"],
+            "checkpoint": self.outcome.best_checkpoint,
+        }
+
+
+def print_ending(ending: TrainEnding) -> None:
+    """Print one line of JSON to standard output."""
+    print(json.dumps(ending.to_json()), flush=True)  # noqa: T201 - for programs: no console may wrap or colour it
 
 
 def print_training(outcome: TrainOutcome, console: Console | None = None) -> None:

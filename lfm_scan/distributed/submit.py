@@ -30,7 +30,7 @@ _STOP_WAIT_S: Final = 30
 _EXIT_STOPPED: Final = 143
 _EXIT_FAILED: Final = 1
 
-_FILE_OPTIONS: Final = ("--config", "--weights")
+_FILE_OPTIONS: Final = ("--config", "--weights", "--start", "--teacher")
 """Options whose file travels with the job if it lies here."""
 
 _RETRY_S: Final = 2.0
@@ -65,7 +65,7 @@ def submit(command: Sequence[str], address: str | None, runtime_env: Mapping[str
     """Submit a command of `lfm-scan` with this package, so that the cluster needs only what it depends on.
 
     Args:
-        command: Its arguments, checked. A file that --config or --weights names here goes along.
+        command: Its arguments, checked. A file here that --config or a checkpoint's option names goes along.
         address: Of the job server, http://host:8265. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine.
         runtime_env: What else the job's environment needs, as Ray takes it.
 
