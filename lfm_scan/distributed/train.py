@@ -24,6 +24,7 @@ from lfm_scan.concurrency import Background
 from lfm_scan.distributed.failures import translate
 from lfm_scan.distributed.pipeline import map_on_cluster
 from lfm_scan.distributed.session import ray_session
+from lfm_scan.distributed.versions import check_versions, versions_here
 from lfm_scan.errors import ConfigError, RunError, TrainingError
 from lfm_scan.options import Device
 from lfm_scan.runs import rundir
@@ -142,7 +143,11 @@ def _fit_on_ray(training: Training, checked: Checked, listener: TrainListener) -
     with tempfile.TemporaryDirectory(prefix="lfm-scan-train-") as scratch:
         trainer = ray.train.torch.TorchTrainer(
             _train_worker,
-            train_loop_config={"training": training.with_data(checked), "mailbox": mailbox},
+            train_loop_config={
+                "training": training.with_data(checked),
+                "mailbox": mailbox,
+                "versions": versions_here(),
+            },
             scaling_config=scaling,
             # States go to the run directory, by this program's own door to stores; Ray's needs a place and gets one.
             run_config=ray.train.RunConfig(
@@ -218,6 +223,7 @@ class _Mailbox:
 
 def _train_worker(settings: dict[str, Any]) -> None:
     """One worker's part; Ray Train calls it, again after a failure, and then it goes on from the last state."""
+    check_versions(settings["versions"])
     training: Training = settings["training"]
     mailbox = settings["mailbox"]
     samples = training.directory.read_samples()
