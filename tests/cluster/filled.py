@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import yaml
 
 from cluster.fill import fill, parse_values
 from tests.scanning import REPOSITORY
+from tests.servers import S3Server
 
 CLUSTER: Final = REPOSITORY / "cluster"
 INPUT_BUCKET: Final = "least-privilege-photos"
@@ -52,3 +54,11 @@ def scan_policies() -> dict[str, str]:
         )
         for left_out in whole["Statement"]
     }
+
+
+def make_buckets(server: S3Server) -> None:
+    """Make the buckets that the policy of a scan speaks of, if they are not there."""
+    client = server.client()
+    for bucket in (INPUT_BUCKET, RUN_BUCKET):
+        with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket)

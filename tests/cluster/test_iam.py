@@ -9,17 +9,28 @@ from typing import Any, Final
 import botocore.exceptions
 import pytest
 
-from tests.cluster.filled import CLUSTER, INPUT_BUCKET, RUN_BUCKET, SCAN, VALUES, filled, policy, scan_policies
+from tests.cluster.filled import (
+    CLUSTER,
+    INPUT_BUCKET,
+    RUN_BUCKET,
+    SCAN,
+    VALUES,
+    filled,
+    make_buckets,
+    policy,
+    scan_policies,
+)
 from tests.servers import S3Server
 
 _POLICIES: Final = sorted(path.stem for path in (CLUSTER / "iam").glob("*.json"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(s3_server: S3Server) -> Any:  # noqa: ANN401 - boto3 makes its client classes at run time
     """Of the identity that may do what a scan does, in buckets that hold more than a scan should see."""
+    make_buckets(s3_server)
+    s3_server.client().create_bucket(Bucket="least-privilege-other")
     for bucket in (INPUT_BUCKET, RUN_BUCKET, "least-privilege-other"):
-        s3_server.client().create_bucket(Bucket=bucket)
         for key in ("2026/a.png", "2025/a.png", "2026", "runs/1/config.json", "runs-of-others/1/config.json"):
             s3_server.put(bucket, key, b"here")
     return s3_server.client_of(SCAN)
