@@ -13,10 +13,11 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def stderr_in_log(enabled: bool) -> Iterator[TextIO]:
-    """Send everything this process writes to standard error to a log file; yield the real standard error.
+    """Send everything this process writes to a log file; yield the real standard error.
 
-    Ray's C++ core writes to the file descriptor, past every Python switch. The log is deleted if the block ends well
-    or by Ctrl-C; otherwise its path is printed, for it may say more than the error.
+    Ray's C++ core writes to the file descriptor of standard error, past every Python switch, and what Ray has to say of
+    workers that die it prints to standard output. The log is deleted if the block ends well or by Ctrl-C; otherwise its
+    path is printed, for it may say more than the error.
 
     Args:
         enabled: If false, nothing is redirected.
@@ -31,7 +32,10 @@ def stderr_in_log(enabled: bool) -> Iterator[TextIO]:
     os.close(descriptor)
     keep = False
     try:
-        with open(saved, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as terminal:
+        with (
+            open(saved, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False) as terminal,
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             yield terminal
     except BaseException as exc:
         keep = isinstance(exc, Exception) and os.path.getsize(path) > 0

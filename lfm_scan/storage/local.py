@@ -214,4 +214,6 @@ def _translate(exc: OSError, uri: str) -> StorageError:
         return NotFoundError(f"{uri}: {reason}")
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return AccessDeniedError(f"{uri}: {reason}")
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"{uri}: {reason}: make room, and repeat the command to go on")
     return StorageError(f"{uri}: {reason}")

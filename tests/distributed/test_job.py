@@ -49,6 +49,8 @@ def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
     """A Ray head of two CPUs whose jobs may use the S3 server; gives the environment in which `ray job` reaches it."""
     dashboard, token = free_port(), secrets.token_hex(32)
     env = {**os.environ, **s3_server.env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": ""}
+    env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nothing on it is worth waiting for
+    env["PYTHONFAULTHANDLER"] = "1"  # a job that crashes leaves nothing but its log
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # the job says just `python`
     # Ray's sockets lie in its temporary folder, and a socket's path has 107 characters at most: not under tmp_path.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:

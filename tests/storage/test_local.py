@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import threading
@@ -279,3 +280,15 @@ def test_a_file_that_claims_no_bytes_is_read_up_to_the_limit() -> None:
 @pytest.mark.parametrize("seconds", [2**40, -(2**40), float("nan"), float("inf")])
 def test_a_time_no_calendar_holds_is_no_time(seconds: float) -> None:
     assert local._utc(seconds) is None
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(StorageError, match=f"{tmp_path}/part: No space left on device: make room, and repeat the"):
+        LocalStore().create(f"{tmp_path}/part", b"x")
+
+    assert list(tmp_path.iterdir()) == []
