@@ -31,27 +31,31 @@ class OrderedMap(Protocol):
         ...
 
 
-def map_ahead(submit: Callable[[A], H], result_of: Callable[[H], B], items: Iterable[A], num_ahead: int) -> Iterator[B]:
+def map_ahead(
+    submit: Callable[[A], H], result_of: Callable[[H], B], items: Iterable[A], num_ahead: Callable[[], int]
+) -> Iterator[B]:
     """Yield the result for each item, in order.
 
     Args:
         submit: Begins the work on an item and returns a handle of it.
         result_of: Waits for the result behind a handle.
         items: Taken as results are.
-        num_ahead: Items begun before the first result is taken.
+        num_ahead: Says how many items may be begun before their results are taken; asked before each.
     """
     remaining = iter(items)
-    begun = deque(map(submit, itertools.islice(remaining, num_ahead)))
-    while begun:
+    begun: deque[H] = deque()
+    while True:
+        begun.extend(map(submit, itertools.islice(remaining, max(0, num_ahead() - len(begun)))))
+        if not begun:
+            return
         yield result_of(begun.popleft())
-        begun.extend(map(submit, itertools.islice(remaining, 1)))
 
 
 def map_in_threads(function: Callable[[A], B], items: Iterable[A], /, num_threads: int = _NUM_THREADS) -> Iterator[B]:
     """Apply a function in threads of this process: the `OrderedMap` of a single machine."""
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="map")
     try:
-        yield from map_ahead(lambda item: pool.submit(function, item), Future.result, items, 2 * num_threads)
+        yield from map_ahead(lambda item: pool.submit(function, item), Future.result, items, lambda: 2 * num_threads)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -13,6 +13,7 @@ from typing import Final, Literal
 from lfm_scan.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 BackendName = Literal["auto", "torch", "openvino"]
 Precision = Literal["fp32", "fp16", "bf16"]
 Pooling = Literal["gap", "gmp", "cbam", "tkp"]
@@ -71,15 +72,17 @@ class ComputeConfig:
     """What the scan may use of the machine or cluster.
 
     Attributes:
-        device: Where the model runs; auto takes GPUs if the cluster has any.
+        device: Where the model runs; auto takes GPUs if the cluster has any, cuda waits for a cluster to start some.
         backend: What runs the network on a CPU; auto is OpenVINO where it is installed.
         precision: Of the convolutions. On a CPU bf16 is faster where the processor has it, and what it brings near the
             threshold is computed again in fp32, so that no decision changes. On a GPU fp16 is faster.
         batch_size: Images a forward pass on a GPU. Default: what its memory allows. A CPU takes one at a time.
-        min_actors: Scoring actors kept alive.
-        max_actors: Most scoring actors. Default: one a core on CPUs; on GPUs as many as fit.
+        min_actors: Scoring actors kept alive; a cluster that starts nodes on demand is asked for so many at once.
+        max_actors: Most scoring actors. Default: as many as fit, one a core on CPUs, and more as the cluster grows.
         gpus_per_actor: GPUs a scoring actor takes, 0.25 puts four on one GPU.
         cpus_per_decode: Where GPUs score, CPUs that a fetch-and-decode task claims.
+        memory_per_worker: Memory in bytes that each actor or task that decodes claims; a node takes on no more of them
+            than its memory holds.
         fetch_threads: Requests in flight in each process that fetches.
         shard_size: Images a shard, the unit of work and of commit. Default: chosen so that every core has work, at
             most 512.
@@ -94,6 +97,7 @@ class ComputeConfig:
     max_actors: int | None = None
     gpus_per_actor: float = 1.0
     cpus_per_decode: float = 1.0
+    memory_per_worker: int = 2**30
     fetch_threads: int = 16
     shard_size: int | None = None
     ray_address: str | None = None
@@ -109,6 +113,8 @@ class ComputeConfig:
             raise ConfigError(f"--gpus-per-actor must be above 0, got {self.gpus_per_actor}")
         if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
             raise ConfigError(f"--gpus-per-actor above 1 must be a whole number, got {self.gpus_per_actor}")
+        if self.memory_per_worker < 0:
+            raise ConfigError(f"--memory-per-worker must be at least 0, got {self.memory_per_worker}")
         if self.cpus_per_decode <= 0:
             raise ConfigError(f"--cpus-per-decode must be above 0, got {self.cpus_per_decode}")
         if self.shard_size is not None and self.shard_size > MAX_SHARD_SIZE:

@@ -12,18 +12,18 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import pyarrow as pa
 import ray
 import ray.data
 
 from lfm_scan.concurrency import map_ahead
-from lfm_scan.distributed.resources import PipelineShape
-from lfm_scan.distributed.tasks import ToDo, commit, prepare, scan_shard
+from lfm_scan.distributed.resources import Claim, PipelineShape
+from lfm_scan.distributed.tasks import ToDo, commit, prepare, scan_shard, score
 from lfm_scan.distributed.versions import check_versions
 from lfm_scan.options import ComputeConfig
-from lfm_scan.runs.shard import Receipt, Scorer, finish_rows, pixels_of
+from lfm_scan.runs.shard import Receipt, Scorer
 from lfm_scan.scoring.isolated import IsolatedDecoder
 
 A = TypeVar("A")
@@ -33,7 +33,11 @@ _SHARDS_PER_WAVE: Final = 5_000
 """Shards one Ray Data execution takes on, 2.5 million images: bounds the driver's memory and the time to a start."""
 
 _COMMIT_CPUS: Final = 0.01
-"""Committing waits for the store; it must never wait for a CPU that decoding holds."""
+"""Committing waits for the store. It claims something, so that it stays off a head node without CPUs."""
+
+_MAX_COMMITS: Final = 99
+"""At once. Without a bound Ray Data would keep a third of all CPUs for committing; these take less than one, which
+decoding leaves free."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,34 @@ class ScoreShard:
     def __init__(self, work: Work) -> None:
         check_versions(work.to_do.versions)
         self._job = work.to_do.job
+        self._gpus = work.shape.actor.gpus if work.shape.device == "cuda" else 0.0
         self._backend = _open_backend(work)
 
-    def __call__(self, prepared: pa.Table) -> pa.Table:
-        """Score one shard."""
-        return finish_rows(self._job, prepared, self._backend.logits(pixels_of(prepared)))
+    def __call__(self, row: pa.Table) -> pa.Table:
+        """Score the shard in a row."""
+        return score(from_row(row), self._job, self._backend, self._gpus)
+
+
+def prepare_row(item: pa.Table, to_do: ToDo) -> pa.Table:
+    """Fetch and decode the shard that an item names, into a row; into none once it is time to stop."""
+    return to_row(prepare(item, to_do))
+
+
+def to_row(shard: pa.Table) -> pa.Table:
+    """Return a shard as a table of one row, without a copy; a shard without rows as none.
+
+    On GPUs Ray Data deals out nothing but batches of so many rows. As a row, a shard can be neither cut nor mixed.
+    """
+    if not len(shard):
+        return shard
+    (batch,) = shard.combine_chunks().to_batches()
+    return pa.table({"shard": pa.ListArray.from_arrays([0, len(batch)], batch.to_struct_array())})
+
+
+def from_row(row: pa.Table) -> pa.Table:
+    """Return the shard in a row, without a copy."""
+    (cell,) = row.column("shard").chunks
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(cell.flatten())])
 
 
 def _open_backend(work: Work) -> Scorer:
@@ -114,41 +141,41 @@ def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
     items = ray.data.from_items(list(shards), override_num_blocks=len(shards))
     stages = _fused if work.shape.is_fused else _staged
     # Without prefetch_batches=0 a receipt is held back until the next one comes.
-    for batch in stages(work, items).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    receipts = stages(work, items, sum(map(work.to_do.plan.rows_of, shards)))
+    for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for receipt in cast("pa.Table", batch)["receipt"].to_pylist():
             yield pickle.loads(receipt)  # noqa: S301 - made by `commit`, in this run
 
 
-def _fused(work: Work, items: ray.data.Dataset) -> ray.data.Dataset:
+def _fused(work: Work, items: ray.data.Dataset, num_rows: int) -> ray.data.Dataset:
     return items.map_batches(
         ScanShard,
         fn_constructor_args=(work,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=_pool(work.shape, items.num_blocks()),
-        num_cpus=work.shape.cpus_per_actor,
+        compute=_pool(work.shape, items.num_blocks(), num_rows),
+        **_claimed(work.shape.actor),
     )
 
 
-def _staged(work: Work, items: ray.data.Dataset) -> ray.data.Dataset:
+def _staged(work: Work, items: ray.data.Dataset, num_rows: int) -> ray.data.Dataset:
     job, shape = work.to_do.job, work.shape
     return (
         items.map_batches(
-            prepare,  # type: ignore[arg-type]  # Ray's types know no further arguments
+            prepare_row,  # type: ignore[arg-type]  # Ray's types know no further arguments
             fn_args=(work.to_do,),
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=shape.cpus_per_decode,
+            **_claimed(shape.decode),
         )
         .map_batches(
             ScoreShard,
             fn_constructor_args=(work,),
-            batch_size=None,
+            batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=_pool(shape, items.num_blocks()),
-            num_cpus=shape.cpus_per_actor,
-            num_gpus=shape.gpus_per_actor,
+            compute=_pool(shape, items.num_blocks(), num_rows),
+            **_claimed(shape.actor),
         )
         .map_batches(
             commit,  # type: ignore[arg-type]
@@ -156,14 +183,19 @@ def _staged(work: Work, items: ray.data.Dataset) -> ray.data.Dataset:
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
+            compute=ray.data.TaskPoolStrategy(min(_MAX_COMMITS, items.num_blocks())),
             num_cpus=_COMMIT_CPUS,
         )
     )
 
 
-def _pool(shape: PipelineShape, num_shards: int) -> ray.data.ActorPoolStrategy:
-    most = min(shape.max_actors, num_shards)
-    return ray.data.ActorPoolStrategy(min_size=min(shape.min_actors, most), initial_size=most, max_size=most)
+def _pool(shape: PipelineShape, num_shards: int, num_rows: int) -> ray.data.ActorPoolStrategy:
+    least, first, most = shape.pool_of(num_shards, num_rows)
+    return ray.data.ActorPoolStrategy(min_size=least, initial_size=first, max_size=most)
+
+
+def _claimed(claim: Claim) -> dict[str, Any]:
+    return {"num_cpus": claim.cpus, "num_gpus": claim.gpus, "memory": claim.memory}
 
 
 def map_on_cluster(function: Callable[[A], B], items: Iterable[A], /) -> Iterator[B]:
@@ -173,7 +205,9 @@ def map_on_cluster(function: Callable[[A], B], items: Iterable[A], /) -> Iterato
         return function(item)
 
     task = ray.remote(num_cpus=1)(call)
-    num_ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+
+    def num_ahead() -> int:  # asked again and again: the cluster may grow
+        return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
 
     def result_of(reference: ray.ObjectRef[B]) -> B:
         return ray.get(reference)

@@ -20,7 +20,7 @@ _CONNECT_TIMEOUT_S: Final = 5
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
+def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
     """Connect to Ray for the time of a run: a cluster if one is named or this job runs in one, else a local one.
 
     A Ray that the caller has already connected to is used and left as it is.
@@ -29,12 +29,15 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
         address: Of a cluster, or None.
         debug: Let Ray and its workers talk.
 
+    Yields:
+        Whether the cluster may get more nodes: a Ray that is started for this run will not.
+
     Raises:
         RunError: If the cluster cannot be reached.
     """
     if ray.is_initialized():
         with _quiet_data(debug):
-            yield
+            yield True
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -54,7 +57,7 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[None]:
         signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own there
     try:
         with _quiet_data(debug):
-            yield
+            yield address is not None
     finally:
         ray.shutdown()
 

@@ -60,8 +60,11 @@ class Watch:
                 "higher rate to go on, or mend the cause and scan what failed again with --retry-failed"
             )
 
-    def check_progress(self) -> None:
+    def check_progress(self, lacking: Callable[[], str | None] = lambda: None) -> None:
         """Make sure that something was finished of late.
+
+        Args:
+            lacking: Says what the cluster lacks to finish anything, if it lacks something.
 
         Raises:
             StallError: If nothing was for longer than the user allows.
@@ -70,10 +73,11 @@ class Watch:
         if stalled_s < self._run.config.stall_timeout:
             return
         stuck = list(self._to_do)[:_MAX_EXAMPLES]
+        missing = lacking()
         raise StallError(
             f"stopped: no shard was finished for {stalled_s:,.0f} s (--stall-timeout), {len(self._to_do):,} of "
-            f"{self._plan.num_shards:,} are left. The first of them: {'; '.join(map(self._describe, stuck))}. What is "
-            "done stays done: repeat the command to go on"
+            f"{self._plan.num_shards:,} are left. {f'There is {missing}. ' if missing else ''}The first of them: "
+            f"{'; '.join(map(self._describe, stuck))}. What is done stays done: repeat the command to go on"
         )
 
     def _describe(self, shard: int) -> str:

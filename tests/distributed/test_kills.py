@@ -1,16 +1,15 @@
-"""Drivers, workers and nodes that are killed: every row once, whatever dies and when; and a rerun writes nothing."""
+"""Drivers and workers that are killed: every row once, whatever dies and when; and a rerun writes nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from tests.distributed.target import Target, make_target
 from tests.faults import FaultProxy, Request
@@ -124,29 +123,4 @@ def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expecte
     assert driver.returncode == 0, stderr.decode()
     assert len(killed) == 6
     assert any("ScanShard" in name for name in killed)
-    target.check("run", expected)
-
-
-@pytest.fixture
-def three_nodes(target: Target, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A Ray cluster of a head without CPUs and two nodes of one CPU each."""
-    for name, value in target.server.env.items():
-        monkeypatch.setenv(name, value)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()  # type: ignore[no-untyped-call]
-
-
-def test_a_node_that_dies_costs_only_time(target: Target, expected: dict[str, float], three_nodes: Cluster) -> None:
-    driver = target.start("--ray-address", three_nodes.address, endpoint_url=target.server.endpoint_url, output="run")
-    target.wait_for_parts("run", driver, 4)
-    assert target.num_parts("run") < _NUM_SHARDS
-    victim = three_nodes.list_all_nodes()[-1]  # type: ignore[no-untyped-call]
-    three_nodes.remove_node(victim, allow_graceful=False)
-    _, stderr = driver.communicate(timeout=250)
-
-    assert driver.returncode == 0, stderr.decode()
     target.check("run", expected)

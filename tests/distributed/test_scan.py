@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import lfm_scan
 from lfm_scan.config import ScanConfig
-from lfm_scan.distributed.resources import PipelineShape
+from lfm_scan.distributed.resources import Claim, Node, PipelineShape
 from lfm_scan.errors import FingerprintError, NotFoundError, RunError
 from lfm_scan.options import ComputeConfig, StorageConfig
 from lfm_scan.runs import finalize
@@ -184,18 +185,19 @@ def test_separate_stages_give_the_rows_of_fused_ones(
     pd.testing.assert_frame_equal(mine[SCORE_COLUMNS], theirs[SCORE_COLUMNS])
 
 
-def _staged_on_cpus(compute: ComputeConfig, num_cpus: float, num_gpus: float) -> PipelineShape:
+def _staged_on_cpus(compute: ComputeConfig, nodes: Sequence[Node], *, may_grow: bool) -> PipelineShape:
     """Lay a pipeline out as for GPUs, without one."""
     assert compute.device == "auto"
-    assert num_gpus == 0
+    assert sum(node.gpus for node in nodes) == 0
+    assert may_grow
     return PipelineShape(
         is_fused=False,
         device="cpu",
         min_actors=1,
+        start_actors=1,
         max_actors=1,
-        cpus_per_actor=1,
-        gpus_per_actor=0,
-        cpus_per_decode=num_cpus / 2,
+        actor=Claim(cpus=0.9),
+        decode=Claim(cpus=1),
         num_workers=2,
     )
 

@@ -84,3 +84,14 @@ def test_a_run_that_stands_still_says_where(directory: RunDirectory) -> None:
     clock.now = 119.0
     with pytest.raises(StallError, match=r"for 60 s.*9 of 10 are left.*shard 0, s3://b/0.png to s3://b/9.png; shard 2"):
         watch.check_progress()
+
+
+def test_a_run_that_waits_for_nodes_says_for_which(directory: RunDirectory) -> None:
+    clock = Clock()
+    watch = _watch(directory, _plan(directory, 100, 10), clock)
+
+    clock.now = 60.0
+    with pytest.raises(
+        StallError, match=r"10 of 10 are left\. There is no node for a scoring actor\. The first of them"
+    ):
+        watch.check_progress(lambda: "no node for a scoring actor")

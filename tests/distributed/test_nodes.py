@@ -1,0 +1,203 @@
+"""Clusters of several nodes: raylets of their own on this machine, some with GPUs that Ray only believes in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray.util
+from ray.cluster_utils import Cluster
+
+from lfm_scan.storage.s3_client import forget_clients
+from tests.distributed.probe import Notes, Settings
+from tests.distributed.target import Target, make_target
+from tests.scanning import REPOSITORY
+from tests.servers import S3Server, free_port
+
+_NUM_PICTURES = 120
+_SHARD_SIZE = 3
+_NUM_SHARDS = 40
+
+
+@pytest.fixture(scope="module")
+def target(s3_server: S3Server, tiny_weights: Path) -> Iterator[Target]:
+    """Images in a bucket that the nodes, once started, may use."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.env.items():
+            patch.setenv(name, value)
+        forget_clients()  # clients keep the credentials they were made with
+        bucket = f"test-{uuid.uuid4().hex[:16]}"
+        s3_server.client().create_bucket(Bucket=bucket)
+        yield make_target(s3_server, bucket, tiny_weights, _NUM_PICTURES, _SHARD_SIZE)
+    forget_clients()
+
+
+@pytest.fixture(scope="module")
+def expected(target: Target) -> dict[str, float]:
+    return target.expected_logits()
+
+
+@pytest.fixture(scope="module")
+def cluster(target: Target) -> Iterator[Cluster]:
+    """A head without CPUs, two nodes of one CPU each, and one of two GPUs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=0, num_gpus=2)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _start(
+    target: Target, cluster: Cluster, notes: Path, settings: Settings, *arguments: object
+) -> subprocess.Popen[bytes]:
+    """Start a scan to `notes.name` whose stages write down where they run."""
+    command = target.arguments(notes.name, target.server.endpoint_url, "--ray-address", cluster.address, *arguments)
+    probe = [sys.executable, "-m", "tests.distributed.probe", str(notes), json.dumps(asdict(settings))]
+    return subprocess.Popen(
+        [*probe, *command[command.index("scan") :]],
+        env={**os.environ, **target.server.env},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _wait_until(is_so: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
+    """Return once something is so, or the driver has ended."""
+    deadline = time.monotonic() + 60
+    while not is_so() and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _finish(driver: subprocess.Popen[bytes]) -> str:
+    """Wait for a good end; return what the driver said."""
+    _, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == 0, stderr.decode()
+    return stderr.decode()
+
+
+def test_cpu_nodes_decode_gpu_nodes_score_and_the_pool_grows_and_shrinks(
+    target: Target, expected: dict[str, float], cluster: Cluster, tmp_path: Path
+) -> None:
+    _, *cpu_nodes, gpu_node = _nodes_in_order(cluster)
+    settings = Settings(gpus_score=True, seconds_a_shard=0.4, last_shard=_NUM_SHARDS - 1)
+    driver = _start(target, cluster, tmp_path, settings, "--max-actors", 2)
+    notes = Notes(tmp_path)
+    sizes: list[int] = []
+    while driver.poll() is None:
+        size = notes.num_alive("score actor")
+        if [size] != sizes[-1:]:
+            sizes.append(size)
+            num_parts = target.num_parts(tmp_path.name)
+        if sizes == [0, 1, 2, 1]:
+            assert num_parts < _NUM_SHARDS
+            break
+        time.sleep(0.05)
+    _finish(driver)
+
+    assert sizes == [0, 1, 2, 1]
+    assert notes.nodes_of("prepare") == set(cpu_nodes)
+    assert notes.nodes_of("score") == {gpu_node}
+    assert notes.nodes_of("commit") <= set(cpu_nodes)
+    target.check(tmp_path.name, expected)
+
+
+def test_a_node_added_midway_is_used_and_one_that_dies_costs_only_time(
+    target: Target, expected: dict[str, float], cluster: Cluster, tmp_path: Path
+) -> None:
+    _, first, second, _ = _nodes_in_order(cluster)
+    driver = _start(target, cluster, tmp_path, Settings(seconds_a_shard=1), "--device", "cpu")
+    notes = Notes(tmp_path)
+    _wait_until(lambda: notes.nodes_of("scan") == {first, second}, driver)
+    added = cluster.add_node(num_cpus=1)
+    _wait_until(lambda: added.node_id in notes.nodes_of("scan"), driver)
+    num_parts = target.num_parts(tmp_path.name)
+    (victim,) = (node for node in cluster.worker_nodes if node.node_id == second)
+    cluster.remove_node(victim, allow_graceful=False)
+    _finish(driver)
+
+    assert num_parts < _NUM_SHARDS - 3
+    assert notes.nodes_of("scan") == {first, second, added.node_id}
+    assert notes.num_alive("scan actor") == 0
+    target.check(tmp_path.name, expected)
+
+
+_AUTOSCALER = {
+    "cluster_name": "test",
+    "max_workers": 2,
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "cpu": {"resources": {"CPU": 1, "object_store_memory": 150 * 2**20}, "node_config": {}, "max_workers": 1},
+        "gpu": {"resources": {"GPU": 1, "object_store_memory": 150 * 2**20}, "node_config": {}, "max_workers": 1},
+    },
+    "head_node_type": "ray.head.default",
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 5,
+}
+_NO_COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+
+
+@pytest.fixture
+def empty_cluster(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head without CPUs whose autoscaler starts a node with a CPU and one with a GPU, once somebody asks."""
+    monkeypatch.setenv("RAY_FAKE_CLUSTER", "1")
+    monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
+    port = free_port()
+    settings: dict[str, Any] = {**_AUTOSCALER, **{f"{name}_commands": [] for name in _NO_COMMANDS}}
+    settings["provider"]["gcs_address"] = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+    path = tmp_path / "autoscaler.json"
+    path.write_text(json.dumps(settings | {"auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": []}))
+    head = {"num_cpus": 0, "include_dashboard": False, "gcs_server_port": port, "autoscaling_config": str(path)}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    head_node: Any = cluster.head_node
+    (monitor,) = head_node.all_processes["monitor"]
+    try:
+        yield cluster
+    finally:
+        started = psutil.Process(monitor.process.pid).children(recursive=True)
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_a_cluster_without_nodes_is_asked_for_them_and_waited_for(
+    target: Target, expected: dict[str, float], empty_cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "from-zero"
+    folder.mkdir()
+    driver = _start(target, empty_cluster, folder, Settings(gpus_score=True), "--include", "000*.png")
+    said = _finish(driver)
+    notes = Notes(folder)
+
+    assert (
+        "Waiting for nodes: there is no node for a scoring actor, which claims 1 GPU, in the cluster of 0 CPUs" in said
+    )
+    (decoded,), (scored,) = notes.nodes_of("prepare"), notes.nodes_of("score")
+    assert len({decoded, scored, *_nodes_in_order(empty_cluster)}) == 3
+    target.check(folder.name, {uri: logit for uri, logit in expected.items() if "/in/000" in uri})
+
+
+def _nodes_in_order(cluster: Cluster) -> list[str]:
+    """Return the ids of the head, the nodes with CPUs and those with GPUs."""
+    nodes: list[Any] = cluster.list_all_nodes()  # type: ignore[no-untyped-call]
+    return [node.node_id for node in sorted(nodes, key=lambda node: (not node.head, node._ray_params.num_gpus))]
