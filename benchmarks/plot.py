@@ -74,7 +74,7 @@ def _scaling(axes: Axes, report: dict[str, Any]) -> None:
         f"{row['number']} {'CPU' if row['kind'] == 'cpus' else 'node'}{'s' * (row['number'] > 1)}" for row in sides
     ]
     _bars(axes, names, [row["images_per_s"] for row in sides], [_OURS] * len(sides))
-    axes.set_title("A scan on CPUs, and on Ray nodes of one CPU, of a 2-core machine", loc="left")
+    axes.set_title("A scan's images/s; nodes have one CPU, the machine two", loc="left")
 
 
 def _memory(axes: Axes, report: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ def _memory(axes: Axes, report: dict[str, Any]) -> None:
         colors=["#1d4ed8", "#60a5fa", "#93c5fd", "#d1d5db"],
     )
     axes.set_xlabel("minutes")
-    axes.legend(loc="lower center", ncols=4, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, frameon=False)
     axes.set_title(f"Memory over {report['configuration']['images']:,} images, MiB", loc="left")
 
 
