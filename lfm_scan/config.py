@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from lfm_scan.errors import ConfigError
-from lfm_scan.options import ComputeConfig, ImageLimits, InputConfig, StorageConfig, flag_of
+from lfm_scan.options import ComputeConfig, ImageLimits, InputConfig, LogFormat, Prices, StorageConfig, flag_of
 
 Preprocess = Literal["resize256", "crop256"]
 
@@ -33,10 +33,12 @@ class ScanConfig:
         max_failure_rate: End with code 3 if a larger share of the images could not be scored, 0 to 1; from 1,000 images
             on, stop as soon as that is so.
         stall_timeout: Stop if no shard is finished for so many seconds.
+        log_format: How standard error and workers' logs read: text for people, or json, one object a line.
         inputs: Which of the sources' objects are inputs.
         limits: What one image may cost.
         compute: What the scan may use.
         storage: How to reach S3.
+        prices: What the user pays; the end of the run says what it cost.
     """
 
     sources: tuple[str, ...] = ()
@@ -48,12 +50,14 @@ class ScanConfig:
     flag_unassessable: bool = False
     max_failure_rate: float = 1.0
     stall_timeout: float = 1800.0
+    log_format: LogFormat = "text"
     inputs: Annotated[InputConfig, Parameter(name="*", group="Inputs")] = field(default_factory=InputConfig)
     limits: Annotated[ImageLimits, Parameter(name="*", group="Limits on one image")] = field(
         default_factory=ImageLimits
     )
     compute: Annotated[ComputeConfig, Parameter(name="*", group="Compute")] = field(default_factory=ComputeConfig)
     storage: Annotated[StorageConfig, Parameter(name="*", group="Object store")] = field(default_factory=StorageConfig)
+    prices: Annotated[Prices, Parameter(name="*", group="Prices")] = field(default_factory=Prices)
 
     def __post_init__(self) -> None:
         for name in ("threshold", "max_failure_rate"):

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from lfm_scan.cli.text import byte_size, duration, printable
+from lfm_scan.cli.text import byte_size, duration, money, printable
 from lfm_scan.estimate.estimate import Estimate, Listener
 from lfm_scan.estimate.statistics import LEVEL, Interval
 
@@ -175,9 +175,9 @@ def _cost(found: Estimate) -> str:
     cost = found.cost
     if cost.total is None:
         return "no prices given (--price-per-core-hour and others)"
-    parts = ", ".join(f"{name} {_money(part.value)}" for name, part in cost.parts.items())
+    parts = ", ".join(f"{name} {money(part.value)}" for name, part in cost.parts.items())
     missing = f"; without {', '.join(cost.missing)}" if cost.missing else ""
-    return f"{_interval(cost.total, _money)}: {parts}{missing}"
+    return f"{_interval(cost.total, money)}: {parts}{missing}"
 
 
 def _shares(shares: dict[str, Interval]) -> str:
@@ -207,7 +207,3 @@ def _hours(hours: float) -> str:
     if hours < 0.01:
         return "below 0.01"
     return f"{hours:,.2f}" if hours < 10 else f"{hours:,.0f}"
-
-
-def _money(amount: float) -> str:
-    return f"{amount:,.4f}" if amount < 0.1 else f"{amount:,.2f}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import cyclopts.config
 from cyclopts import App, CycloptsError, Parameter
 
+from lfm_scan import logs
 from lfm_scan.bench.config import BenchConfig
 from lfm_scan.config import ScanConfig
 from lfm_scan.errors import ConfigError, FailureRateError, LFMScanError
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_FAILURE_RATE: Final = 3
+
+_MAX_ERROR_CHARS: Final = 4000
 
 _EXIT_CODES: Final[dict[type[LFMScanError], int]] = {ConfigError: EXIT_USAGE, FailureRateError: EXIT_FAILURE_RATE}
 _CONFIG_READERS: Final[dict[str, Callable[..., Any]]] = {
@@ -73,16 +77,18 @@ def scan_command(
         json_summary: End standard output with one line of JSON, however the scan ends. Jobs always do.
         debug: Show tracebacks and what Ray says.
     """
+    from lfm_scan.cli.events import json_on_stderr
     from lfm_scan.cli.report import Ending, print_ending
 
     del config_file  # read in `main`, before the arguments were
-    ending = Ending()
-    try:
-        ending.exit_code = _scan(config, ending, debug=debug)
-    except Exception as exc:
-        if debug or not json_summary:
-            raise
-        ending.exit_code, ending.error = _explain(exc), str(exc)
+    ending, is_text = Ending(), config.log_format == "text"
+    with contextlib.nullcontext() if is_text else json_on_stderr():
+        try:
+            ending.exit_code = _scan(config, ending, debug=debug)
+        except Exception as exc:
+            if debug or (is_text and not json_summary):
+                raise
+            ending.exit_code, ending.error = _explain(exc), str(exc)
     if json_summary:
         print_ending(ending)
     return ending.exit_code
@@ -91,6 +97,7 @@ def scan_command(
 def _scan(config: ScanConfig, ending: Ending, *, debug: bool) -> int:
     """Scan, show how it goes, note how it ends, and return the exit code."""
     # Late, so that --help is quick: this loads ray.
+    from lfm_scan.cli.events import ScanEvents, log_left_alone
     from lfm_scan.cli.progress import ScanProgress
     from lfm_scan.cli.quiet import stderr_in_log
     from lfm_scan.cli.report import print_outcome
@@ -98,7 +105,7 @@ def _scan(config: ScanConfig, ending: Ending, *, debug: bool) -> int:
     from lfm_scan.distributed.stopping import GracefulStop
 
     with stderr_in_log(enabled=not debug) as terminal:
-        progress = ending.progress = ScanProgress(terminal)
+        progress = ending.progress = ScanProgress(terminal) if config.log_format == "text" else ScanEvents()
         stop = GracefulStop()
         try:
             with _on_terminate(stop.request), progress:
@@ -107,7 +114,10 @@ def _scan(config: ScanConfig, ending: Ending, *, debug: bool) -> int:
             progress.print_interrupted()
             return exc.args[0] if exc.args else 128 + signal.SIGINT
     ending.outcome = outcome
-    print_outcome(outcome, config)
+    if config.log_format == "text":
+        print_outcome(outcome, config)
+    elif outcome.already_finished:
+        log_left_alone(outcome)
     summary = outcome.summary
     if summary.num_failed > config.max_failure_rate * summary.num_rows:
         _print_error(
@@ -432,6 +442,9 @@ def _interrupt(signum: int) -> None:
 
 
 def _print_error(message: str) -> None:
+    if logs.is_structured():
+        logs.event("error", logging.ERROR, message=logs.one_line(message, max_chars=_MAX_ERROR_CHARS))
+        return
     from rich.console import Console
     from rich.text import Text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lfm_scan.cli.progress import ScanProgress
-from lfm_scan.cli.text import byte_size
+from lfm_scan.cli.text import byte_size, money, time_shares
 from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.scan import ScanOutcome
 from lfm_scan.logs import one_line
@@ -92,6 +93,10 @@ def print_outcome(outcome: ScanOutcome, config: ScanConfig, console: Console | N
     table.add_row("Flagged", _flagged(summary, config))
     if summary.num_unassessable:
         table.add_row("Cannot tell", _unassessable(summary, config))
+    if outcome.report is not None and outcome.report["seconds"]:
+        table.add_row("Time went to", time_shares(outcome.report["seconds"]))
+    if outcome.report is not None and outcome.report["cost"]["parts"]:
+        table.add_row("Cost", _cost(outcome.report["cost"]))
     console.print(table)
     if any(summary.histogram):
         console.print("\n[bold]Scores[/bold] of the images it can tell, 0 real to 1 generated")
@@ -141,6 +146,12 @@ def _unassessable(summary: Summary, config: ScanConfig) -> str:
         else "they keep their score and are not flagged"
     )
     return "\n".join(lines)
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    parts = ", ".join(f"{name} {money(amount)}" for name, amount in cost["parts"].items())
+    missing = f"; without {', '.join(cost['missing'])}" if cost["missing"] else ""
+    return f"{money(cost['total'])}: {parts}{missing}"
 
 
 def _print_histogram(summary: Summary, console: Console) -> None:

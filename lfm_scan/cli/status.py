@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lfm_scan.cli.text import duration, printable
+from lfm_scan.cli.text import duration, printable, time_shares
 from lfm_scan.runs.heartbeat import Phase
 from lfm_scan.runs.state import Driver, RunState, State
 from lfm_scan.runs.summary import is_failure
+from lfm_scan.runs.usage import Usage
 
 _MAX_DRIVERS: Final = 5
 _MAX_SOURCES: Final = 3
@@ -46,6 +47,9 @@ def print_state(state: RunState, now: datetime | None = None, console: Console |
     table.add_row("Failed", _failed(state))
     if state.is_alive and state.rows_per_s is not None:
         table.add_row("Rate", _rate(state))
+    seconds = sum((driver.beat.usage for driver in state.drivers), Usage()).seconds
+    if seconds:
+        table.add_row("Time went to", time_shares(seconds))
     table.add_row("Directory", _safe(state.run_dir))
     table.add_row("Sources", _sources(state))
     table.add_row("Started", _safe(state.created_at))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def duration(seconds: float) -> str:
     """Return a length of time with two units: 45 s, 3 min 20 s, 2 h 05 min, 3 d 4 h."""
@@ -28,3 +30,15 @@ def byte_size(size_bytes: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:,.1f} TiB"
+
+
+def money(amount: float) -> str:
+    """Return an amount in whatever currency: 12.30, 0.0042."""
+    return f"{amount:,.4f}" if amount < 0.1 else f"{amount:,.2f}"
+
+
+def time_shares(seconds: Mapping[str, float]) -> str:
+    """Return what workers spent their time on, the most first: score 61 %, decode 30 %, fetch 9 %."""
+    total = sum(seconds.values()) or 1.0
+    ordered = sorted(seconds.items(), key=lambda item: item[1], reverse=True)
+    return ", ".join(f"{stage} {100 * spent / total:.0f} %" for stage, spent in ordered)

@@ -6,26 +6,29 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import ray
 
-from lfm_scan.concurrency import Background
+from lfm_scan.concurrency import Background, map_in_threads
 from lfm_scan.config import ScanConfig
+from lfm_scan.distributed.account import Account
 from lfm_scan.distributed.failures import translate
 from lfm_scan.distributed.pipeline import Work, map_on_cluster, run_pipeline
-from lfm_scan.distributed.resources import shape_pipeline
+from lfm_scan.distributed.resources import cluster_nodes, lacking, shape_pipeline
 from lfm_scan.distributed.session import ray_session
 from lfm_scan.distributed.stopping import GracefulStop, StopFlag, drain_s
 from lfm_scan.distributed.tasks import ToDo
+from lfm_scan.runs import rundir
 from lfm_scan.runs.earlier import scores_of
-from lfm_scan.runs.finalize import Group, MergedFile, group_parts, merge_group, write_success
+from lfm_scan.runs.finalize import Group, MergedFile, group_parts, merge_group, summary_of, write_success
 from lfm_scan.runs.heartbeat import Heartbeat, Phase
 from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run, ensure_plan, open_run, todo
 from lfm_scan.runs.shard import Receipt
 from lfm_scan.runs.summary import Summary
 from lfm_scan.runs.watch import Watch
+from lfm_scan.storage.traffic import counted, traffic
 
 _SETTLE_S: Final = 10.0
 """For which a run that fails waits for its pipeline to end, so that nothing of it is left on the cluster."""
@@ -39,6 +42,9 @@ class Listener:
     def opened(self, run: Run) -> None:
         """The run directory is there and fits; Ray starts next."""
 
+    def waiting(self, lacking: str) -> None:
+        """The cluster cannot score yet, for want of nodes that it may start on demand."""
+
     def listing(self, num_rows: int) -> None:
         """So many inputs have been listed."""
 
@@ -51,16 +57,28 @@ class Listener:
     def finalizing(self) -> None:
         """All shards are committed; the parts are merged."""
 
+    def ended(self, report: dict[str, Any]) -> None:
+        """The scan is over, well or not.
+
+        Args:
+            report: As `run_report` makes it: of the whole run if it is finished, else of this start.
+        """
+
 
 class _Listeners(Listener):
-    """Tells the caller's listener and the sign of life alike."""
+    """Tells the caller's listener, the sign of life and the account alike."""
 
-    def __init__(self, listener: Listener, heartbeat: Heartbeat) -> None:
+    def __init__(self, listener: Listener, heartbeat: Heartbeat, account: Account) -> None:
         self._listener = listener
         self._heartbeat = heartbeat
+        self.account = account
+
+    def waiting(self, lacking: str) -> None:
+        self._listener.waiting(lacking)
 
     def listing(self, num_rows: int) -> None:
         self._heartbeat.listing(num_rows)
+        self.account.look()
         self._listener.listing(num_rows)
 
     def planned(self, plan: Plan, num_rows_done: int) -> None:
@@ -68,7 +86,7 @@ class _Listeners(Listener):
         self._listener.planned(plan, num_rows_done)
 
     def shard_done(self, receipt: Receipt) -> None:
-        self._heartbeat.shard_done(receipt)
+        self.account.shard_done(receipt)
         self._listener.shard_done(receipt)
 
     def finalizing(self) -> None:
@@ -87,6 +105,7 @@ class ScanOutcome:
         already_finished: The run was finished before, and nothing was done.
         num_rows_resumed: Rows done by an earlier start.
         elapsed_s: Wall time of this start.
+        report: What `run.json` holds; None of a run that was finished by an earlier version.
     """
 
     run_id: str
@@ -95,6 +114,7 @@ class ScanOutcome:
     already_finished: bool
     num_rows_resumed: int
     elapsed_s: float
+    report: dict[str, Any] | None = None
 
 
 def scan(
@@ -114,25 +134,52 @@ def scan(
         LFMScanError: If the run cannot start or go on. What is committed stays, and the next start goes on from it.
         KeyboardInterrupt: If it was asked to stop.
     """
-    started = time.monotonic()
+    started, asked_before = time.monotonic(), traffic()
     run = open_run(config)
     if run.success is not None:
         summary = Summary.from_json(run.success["summary"])
-        return ScanOutcome(run.run_id, run.directory.uri, summary, True, summary.num_rows, time.monotonic() - started)
+        return ScanOutcome(
+            run.run_id,
+            run.directory.uri,
+            summary,
+            True,
+            summary.num_rows,
+            time.monotonic() - started,
+            run.directory.read_json(rundir.REPORT),
+        )
     listener = listener or Listener()
     listener.opened(run)
-    with Heartbeat(run.directory) as heartbeat, ray_session(config.compute.ray_address, debug=debug):
-        try:
-            num_rows_resumed, summary = _scan(run, _Listeners(listener, heartbeat), stop or GracefulStop())
-        except ray.exceptions.RayError as exc:
-            raise translate(exc) from exc
-    return ScanOutcome(run.run_id, run.directory.uri, summary, False, num_rows_resumed, time.monotonic() - started)
+    heartbeat = Heartbeat(run.directory)
+    account = Account(run, heartbeat, asked_before)
+    listeners = _Listeners(listener, heartbeat, account)
+    try:
+        with heartbeat, ray_session(config.compute.ray_address, debug=debug) as grows:
+            try:
+                num_rows_resumed, summary, report = _scan(run, listeners, stop or GracefulStop(), grows)
+            except ray.exceptions.RayError as exc:
+                raise translate(exc) from exc
+            finally:
+                account.settle()
+    except BaseException:
+        listener.ended(account.report())
+        raise
+    listener.ended(report)
+    elapsed_s = time.monotonic() - started
+    return ScanOutcome(run.run_id, run.directory.uri, summary, False, num_rows_resumed, elapsed_s, report)
 
 
-def _scan(run: Run, listener: Listener, stop: GracefulStop) -> tuple[int, Summary]:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    shape = shape_pipeline(run.config.compute, resources.get("CPU", 1), resources.get("GPU", 0))
-    plan = ensure_plan(run, shape.num_workers, listener.listing, map_on_cluster)
+def _scan(run: Run, listener: _Listeners, stop: GracefulStop, may_grow: bool) -> tuple[int, Summary, dict[str, Any]]:
+    """Return the number of rows done before, the counts over all rows, and the report."""
+    account = listener.account
+    account.look()
+    nodes = cluster_nodes()
+    shape = shape_pipeline(run.config.compute, nodes, may_grow=may_grow)
+    missing = lacking(shape, nodes)
+    if missing is not None:
+        listener.waiting(missing)
+    # Without nodes that work, planning does not wait for them: they are asked for once there is something to do.
+    index_all = account.counted(map_on_cluster) if any(node.cpus >= 1 for node in nodes) else map_in_threads
+    plan = ensure_plan(run, shape.num_workers, listener.listing, index_all)
     shards = todo(run, plan)
     num_rows_resumed = plan.num_rows - sum(map(plan.rows_of, shards))
     listener.planned(plan, num_rows_resumed)
@@ -143,11 +190,14 @@ def _scan(run: Run, listener: Listener, stop: GracefulStop) -> tuple[int, Summar
         _stream(run, work, shards, listener, stop)
     listener.finalizing()
     parts = run.directory.list_parts()
-    files = _merge(run, group_parts(plan, parts))
-    return num_rows_resumed, write_success(run, plan, parts, files)
+    files = _merge(run, group_parts(plan, parts), account)
+    summary = summary_of(run, plan, files)
+    report = account.finish(summary, files)
+    write_success(run, plan, parts, files)
+    return num_rows_resumed, summary, report
 
 
-def _stream(run: Run, work: Work, shards: Sequence[int], listener: Listener, stop: GracefulStop) -> None:
+def _stream(run: Run, work: Work, shards: Sequence[int], listener: _Listeners, stop: GracefulStop) -> None:
     """Run the pipeline under the run's watch.
 
     Raises:
@@ -168,7 +218,7 @@ def _stream(run: Run, work: Work, shards: Sequence[int], listener: Listener, sto
         stop.interrupt()
 
 
-def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: Listener, stop: GracefulStop) -> None:
+def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: _Listeners, stop: GracefulStop) -> None:
     """Pass on receipts until there are no more, or those of the shards begun have been waited for long enough."""
     deadline = math.inf
     while time.monotonic() < deadline:
@@ -178,7 +228,8 @@ def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: L
         try:
             receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
         except TimeoutError:
-            watch.check_progress()
+            listener.account.look()
+            watch.check_progress(lambda: lacking(work.shape, cluster_nodes()))
         except StopIteration:
             return
         else:
@@ -186,9 +237,12 @@ def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: L
             watch.shard_done(receipt)
 
 
-def _merge(run: Run, groups: Sequence[Group]) -> list[MergedFile]:
+def _merge(run: Run, groups: Sequence[Group], account: Account) -> list[MergedFile]:
     """Merge a single group here, many on the cluster."""
     if len(groups) == 1:
         return [merge_group(run.directory, run.run_id, groups[0])]
-    task = ray.remote(num_cpus=1, memory=2 * 2**30)(merge_group)
-    return list(ray.get([task.remote(run.directory, run.run_id, group) for group in groups]))
+    task = ray.remote(num_cpus=1, memory=2 * 2**30)(counted(merge_group))
+    done = ray.get([task.remote(run.directory, run.run_id, group) for group in groups])
+    for _, asked in done:
+        account.asked(asked)
+    return [file for file, _ in done]

@@ -5,7 +5,7 @@ Every step gives the same result when it is done again: the groups follow from t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from lfm_scan.errors import RunError
 from lfm_scan.runs import rundir
+from lfm_scan.runs.error_histogram import ErrorHistogram, histogram_of
 from lfm_scan.runs.parquet import from_parquet, to_parquet
 from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.run import Run
@@ -57,6 +58,7 @@ class MergedFile:
         size_bytes: Of the file.
         etag: The store's, if it has any.
         summary: Counts over its rows.
+        errors: Kinds of errors among them.
     """
 
     name: str
@@ -64,6 +66,7 @@ class MergedFile:
     size_bytes: int
     etag: str | None
     summary: Summary
+    errors: ErrorHistogram
 
 
 def group_parts(plan: Plan, parts: dict[int, ObjectInfo]) -> list[Group]:
@@ -110,7 +113,12 @@ def merge_group(directory: RunDirectory, run_id: str, group: Group) -> MergedFil
     uri = directory.result_uri(group.index)
     outcome = directory.store.create(uri, to_parquet(merged))
     return MergedFile(
-        uri.removeprefix(directory.uri + "/"), len(merged), outcome.size_bytes, outcome.etag, summarize(merged)
+        uri.removeprefix(directory.uri + "/"),
+        len(merged),
+        outcome.size_bytes,
+        outcome.etag,
+        summarize(merged),
+        histogram_of(merged),
     )
 
 
@@ -124,16 +132,26 @@ def _sorted(table: pa.Table) -> pa.Table:
     return pa.concat_tables([piece.cast(table.schema) for piece in pieces])
 
 
-def write_success(run: Run, plan: Plan, parts: dict[int, ObjectInfo], files: Iterable[MergedFile]) -> Summary:
-    """Write `_SUCCESS.json`, the last act of a run, and return the summary it holds.
+def summary_of(run: Run, plan: Plan, files: Iterable[MergedFile]) -> Summary:
+    """Return the counts over all rows of a run.
+
+    Raises:
+        RunError: If rows are missing or too many.
+    """
+    summary = sum((file.summary for file in files), Summary())
+    if summary.num_rows != plan.num_rows:
+        raise RunError(f"{run.directory.uri}: {summary.num_rows:,} rows for {plan.num_rows:,} inputs")
+    return summary
+
+
+def write_success(run: Run, plan: Plan, parts: dict[int, ObjectInfo], files: Sequence[MergedFile]) -> None:
+    """Write `_SUCCESS.json`, the last act of a run.
 
     Raises:
         RunError: If rows are missing or too many.
     """
     merged = sorted(files, key=lambda file: file.name)
-    summary = sum((file.summary for file in merged), Summary())
-    if summary.num_rows != plan.num_rows:
-        raise RunError(f"{run.directory.uri}: {summary.num_rows:,} rows for {plan.num_rows:,} inputs")
+    summary = summary_of(run, plan, merged)
     run.directory.create_json(
         rundir.SUCCESS,
         {
@@ -149,7 +167,6 @@ def write_success(run: Run, plan: Plan, parts: dict[int, ObjectInfo], files: Ite
             "parts": [_describe_part(plan, shard, parts[shard]) for shard in range(plan.num_shards)],
         },
     )
-    return summary
 
 
 def _describe_part(plan: Plan, shard: int, part: ObjectInfo) -> dict[str, Any]:

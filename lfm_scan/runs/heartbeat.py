@@ -45,6 +45,9 @@ _LOG_EVERY_S: Final = 60.0
 _MAX_ERROR_KINDS: Final = 8
 """In a beat, each with one example: it stays small."""
 
+_MAX_NODES: Final = 100
+"""Named in a beat."""
+
 _logger: Final = logging.getLogger(__name__)
 
 
@@ -80,6 +83,7 @@ class Beat:
         started_at: By the driver's clock, in UTC.
         beat_at: By the driver's clock, in UTC.
         phase: What it does.
+        phase_s: Seconds that it has spent in each phase.
         num_listed: Inputs that it has listed; once there is a plan, those in it.
         num_rows_before: Rows that were done when it started.
         num_rows: Rows in the parts that it committed itself.
@@ -100,6 +104,7 @@ class Beat:
     started_at: datetime
     beat_at: datetime
     phase: Phase = Phase.LISTING
+    phase_s: Mapping[str, float] = field(default_factory=dict)
     num_listed: int = 0
     num_rows_before: int = 0
     num_rows: int = 0
@@ -123,7 +128,7 @@ class Beat:
             "started_at": self.started_at.isoformat(),
             "beat_at": self.beat_at.isoformat(),
             "errors": self.errors.cut(_MAX_ERROR_KINDS, 1).to_json(),
-            "usage": self.usage.to_json(),
+            "usage": self.usage.with_nodes(_MAX_NODES).to_json(),
         }
 
     @classmethod
@@ -153,6 +158,7 @@ class Beat:
                 # The rest is absent from what earlier versions wrote.
                 errors=ErrorHistogram.from_json(value["errors"]) if "errors" in value else ErrorHistogram(),
                 usage=Usage.from_json(value["usage"]) if "usage" in value else Usage(),
+                phase_s={str(phase): float(seconds) for phase, seconds in value.get("phase_s", {}).items()},
                 held_core_s=float(value.get("held_core_s", 0.0)),
                 held_gpu_s=float(value.get("held_gpu_s", 0.0)),
             )
@@ -187,6 +193,7 @@ class Heartbeat:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True)
         self._silent_until = 0.0
+        self._counted_until = time.monotonic()
 
     @property
     def uri(self) -> str:
@@ -196,7 +203,9 @@ class Heartbeat:
     @property
     def beat(self) -> Beat:
         """What it would say now."""
-        return replace(self._beat, beat_at=datetime.now(UTC))
+        with self._lock:
+            self._count_time()
+            return self._beat
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -206,11 +215,12 @@ class Heartbeat:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
-            self._update(phase=Phase.FINISHED)
+            self.phase(Phase.FINISHED)
         elif isinstance(error, Exception):
-            self._update(phase=Phase.FAILED, error=_reason(error))
+            self._update(error=_reason(error))
+            self.phase(Phase.FAILED)
         else:
-            self._update(phase=Phase.STOPPED)
+            self.phase(Phase.STOPPED)
         self._over.set()
         self._thread.join(_LAST_BEAT_WAIT_S)
 
@@ -220,7 +230,8 @@ class Heartbeat:
 
     def planned(self, plan: Plan, num_rows_done: int) -> None:
         """The plan stands; so many inputs were done by an earlier start of the run."""
-        self._update(phase=Phase.SCANNING, num_listed=plan.num_rows, num_rows_before=num_rows_done)
+        self._update(num_listed=plan.num_rows, num_rows_before=num_rows_done)
+        self.phase(Phase.SCANNING)
 
     def shard_done(self, receipt: Receipt) -> None:
         """A shard is committed. Its rows count if this driver wrote them, so that no two drivers count them."""
@@ -244,11 +255,22 @@ class Heartbeat:
 
     def phase(self, phase: Phase) -> None:
         """The driver goes on to something else."""
-        self._update(phase=phase)
+        with self._lock:
+            self._count_time()
+            self._beat = replace(self._beat, phase=phase)
 
     def _update(self, **changes: Any) -> None:  # noqa: ANN401
         with self._lock:
             self._beat = replace(self._beat, **changes)
+
+    def _count_time(self) -> None:
+        """Bring the beat up to this moment; what it says was done for as long as nothing else is said."""
+        now, beat = time.monotonic(), self._beat
+        if not beat.phase.is_over:
+            spent_s = dict(beat.phase_s)
+            spent_s[str(beat.phase)] = spent_s.get(beat.phase, 0.0) + now - self._counted_until
+            self._beat = replace(beat, phase_s=spent_s, beat_at=datetime.now(UTC))
+        self._counted_until = now
 
     def _keep_beating(self) -> None:
         over = False
@@ -258,9 +280,8 @@ class Heartbeat:
         self._store_beat()
 
     def _store_beat(self) -> None:
-        self._update(beat_at=datetime.now(UTC))
         try:
-            data = json.dumps(self._beat.to_json(), indent=1).encode()
+            data = json.dumps(self.beat.to_json(), indent=1).encode()
             self._directory.store.replace(self.uri, data)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the run goes on
             if time.monotonic() >= self._silent_until:

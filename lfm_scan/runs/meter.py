@@ -8,7 +8,7 @@ import resource
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -45,19 +45,27 @@ class Meter:
         node: Name of the machine. Default: its host name.
         decoder: Works for this process.
         gpus: That the network has here.
+        clock: Returns seconds.
     """
 
-    def __init__(self, node: str | None = None, decoder: DecoderProcess | None = None, gpus: float = 0.0) -> None:
+    def __init__(
+        self,
+        node: str | None = None,
+        decoder: DecoderProcess | None = None,
+        gpus: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._node = node or socket.gethostname()
         self._decoder = decoder
         self._gpus = gpus
+        self._clock = clock
         self._seconds: dict[Stage, float] = defaultdict(float)
         self._stage = Stage.OTHER
         self._fetched_bytes = 0
         self._batches: Counter[int] = Counter()
         self._traffic = traffic()
         self._core_s = self._cores_used()
-        self._since = time.perf_counter()
+        self._since = clock()
 
     @contextlib.contextmanager
     def doing(self, stage: Stage) -> Iterator[None]:
@@ -114,7 +122,7 @@ class Meter:
 
     def _turn_to(self, stage: Stage) -> Stage:
         """Count the time up to now, go on with a stage, and return the one that was before."""
-        now = time.perf_counter()
+        now = self._clock()
         self._seconds[self._stage] += now - self._since
         self._since = now
         before, self._stage = self._stage, stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -42,6 +43,9 @@ def run_report(
         error: Why it failed.
     """
     usage = sum((each.usage for each in starts), Usage())
+    phase_s: Counter[str] = Counter()
+    for each in starts:
+        phase_s.update(each.phase_s)
     wall_s = sum(each.elapsed_s for each in starts)
     num_rows = sum(each.num_rows for each in starts)
     held_core_s, held_gpu_s = sum(each.held_core_s for each in starts), sum(each.held_gpu_s for each in starts)
@@ -55,6 +59,7 @@ def run_report(
         "errors": errors.to_json(),
         "wall_s": round(wall_s, 3),
         "rows_per_s": round(num_rows / wall_s, 3) if wall_s > 0 else None,
+        "phase_s": {phase: round(seconds, 3) for phase, seconds in phase_s.items()},
         "held_core_s": round(held_core_s, 3),
         "held_gpu_s": round(held_gpu_s, 3),
         **usage.to_json(),

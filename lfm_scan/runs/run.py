@@ -102,6 +102,7 @@ def open_run(config: ScanConfig) -> Run:
         model_id=checkpoint.metadata.model_id,
         weights_sha256=checkpoint.sha256,
         domain=checkpoint.metadata.domain,
+        log_format=config.log_format,
     )
     success = quick.read_json(rundir.SUCCESS)
     return Run(config, existing["run_id"], directory, weights, checkpoint, job, fingerprint, success, reuse)

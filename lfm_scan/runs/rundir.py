@@ -14,6 +14,7 @@ from lfm_scan.storage import ObjectInfo, PutOutcome, Store, join, name_of, open_
 
 CONFIG: Final = "config.json"
 PLAN_INDEX: Final = "plan/index.json"
+REPORT: Final = "run.json"
 SUCCESS: Final = "_SUCCESS.json"
 _PART_PREFIX: Final = "part-"
 _PARQUET: Final = ".parquet"

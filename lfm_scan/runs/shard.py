@@ -17,7 +17,7 @@ from lfm_scan.domain import Domain
 from lfm_scan.errors import ImageError
 from lfm_scan.imaging import ImageInfo, ImageLimits, PreprocessPolicy, get_policy
 from lfm_scan.imaging.preprocess import SIDE_PX
-from lfm_scan.options import InputConfig, StorageConfig
+from lfm_scan.options import InputConfig, LogFormat, StorageConfig
 from lfm_scan.runs.error_histogram import ErrorHistogram, histogram_of
 from lfm_scan.runs.meter import Meter
 from lfm_scan.runs.parquet import from_parquet, to_parquet
@@ -87,6 +87,7 @@ class ShardJob:
         model_id: Of the checkpoint.
         weights_sha256: Of the checkpoint's file.
         domain: Where its scores mean something.
+        log_format: How workers write their logs.
     """
 
     run_id: str
@@ -101,6 +102,7 @@ class ShardJob:
     model_id: str
     weights_sha256: str
     domain: Domain
+    log_format: LogFormat = "text"
 
     @property
     def policy(self) -> PreprocessPolicy:

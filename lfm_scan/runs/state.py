@@ -133,7 +133,7 @@ def read_state(
     now = now or datetime.now(UTC)
     known = _told_by(directory.read_json(rundir.CONFIG) if config is None else config, directory)
     # Before _SUCCESS.json: a driver seen as finished has written that, so its run is not taken for a stopped one.
-    known = _with_drivers(known, _read_drivers(directory, now))
+    known = _with_drivers(known, read_drivers(directory, now))
     success = directory.read_json(rundir.SUCCESS)
     plan = read_plan(directory)
     if success is not None:
@@ -263,8 +263,16 @@ def _told_by(config: Mapping[str, Any] | None, directory: RunDirectory) -> RunSt
         raise RunError(f"{directory.path(rundir.CONFIG)}: not written by lfm-scan: {exc!r}") from exc
 
 
-def _read_drivers(directory: RunDirectory, now: datetime) -> tuple[Driver, ...]:
-    """Return who works on the run, and who did; what is there and no beat is left out."""
+def read_drivers(directory: RunDirectory, now: datetime) -> tuple[Driver, ...]:
+    """Return who works on a run, and who did, the latest start last; what is there and no beat is left out.
+
+    Args:
+        directory: Of the run.
+        now: The moment to judge by who is alive.
+
+    Raises:
+        StorageError: If they cannot be read.
+    """
     try:
         found = list(directory.store.list(directory.path(DRIVERS)))
     except NotFoundError:

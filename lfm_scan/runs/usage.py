@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final, TypeVar
+
+from lfm_scan.storage.traffic import Traffic
 
 K = TypeVar("K", str, int)
 
@@ -65,6 +67,19 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{each.name: _combine(each.name, self, other) for each in fields(self)})
 
+    @classmethod
+    def of_traffic(cls, asked: Traffic) -> Usage:
+        """Return the usage of something that only asked stores."""
+        return cls(requests=asked.requests, num_retries=asked.num_retries, num_throttles=asked.num_throttles)
+
+    def with_nodes(self, most: int) -> Usage:
+        """Return the same with so many nodes named, the busiest, and the others together."""
+        if len(self.node_s) <= most:
+            return self
+        busiest = sorted(self.node_s.items(), key=lambda item: item[1], reverse=True)
+        others = {_OTHER_NODES: sum(seconds for _, seconds in busiest[most:])}
+        return replace(self, node_s={**dict(busiest[:most]), **others})
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values; times to a tenth of a millisecond."""
         value = asdict(self)
@@ -95,6 +110,7 @@ class Usage:
 
 
 _DIGITS: Final = 4
+_OTHER_NODES: Final = "others"
 
 
 def _combine(name: str, mine: Usage, theirs: Usage) -> Any:  # noqa: ANN401 - of whatever type the field is

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _S3_OPERATIONS: Final = {
     "GetObject": "GET",
@@ -55,6 +59,17 @@ def count_throttle() -> None:
     """Note that a store asks for fewer requests."""
     with _lock:
         _events["throttle"] += 1
+
+
+def counted(function: Callable[P, T]) -> Callable[P, tuple[T, Traffic]]:
+    """Return a function that also returns what was asked of stores by its process meanwhile."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> tuple[T, Traffic]:
+        before = traffic()
+        return function(*args, **kwargs), traffic() - before
+
+    return call
 
 
 def watch_s3(client: Any) -> None:  # noqa: ANN401 - boto3 makes its client classes at run time

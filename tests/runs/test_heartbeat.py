@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 
 from lfm_scan.errors import RunError
 from lfm_scan.options import StorageConfig
-from lfm_scan.runs.heartbeat import Beat, Heartbeat, Phase
+from lfm_scan.runs.error_histogram import ErrorHistogram, ErrorKind
+from lfm_scan.runs.heartbeat import MAX_BEAT_BYTES, Beat, Heartbeat, Phase
 from lfm_scan.runs.plan import Plan
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.shard import Receipt
 from lfm_scan.runs.summary import Summary
+from lfm_scan.runs.usage import Usage
 from lfm_scan.version import __version__
 from tests.servers import S3Server, free_port
 
@@ -106,6 +109,56 @@ def test_the_last_beat_says_how_it_ended(
         assert raised.value is error
     beat = _beat(heartbeat.uri)
     assert (beat.phase, beat.error, beat.num_rows) == (phase, line, 4)
+
+
+def test_a_beat_says_what_was_used_and_what_went_wrong(directory: RunDirectory) -> None:
+    errors = ErrorHistogram((ErrorKind("corrupt", "broken", 1, (("/a", "broken"),)),))
+    done = replace(_receipt(1, ok=3, corrupt=1), usage=Usage(seconds={"score": 2.0}, core_s=3.0), errors=errors)
+    with Heartbeat(directory, interval_s=3600) as heartbeat:
+        heartbeat.shard_done(done)
+        heartbeat.shard_done(replace(done, created=False))  # another driver's rows, but our time
+        heartbeat.used(Usage(requests={"LIST": 1}))
+        heartbeat.held(8.0, 2.0)
+        heartbeat.held(4.0, 1.0)
+    beat = _beat(heartbeat.uri)
+
+    assert beat.usage == Usage(seconds={"score": 4.0}, core_s=6.0, requests={"LIST": 1})
+    assert (beat.held_core_s, beat.held_gpu_s) == (12.0, 3.0)
+    assert beat.errors == errors
+
+
+def test_the_time_of_a_start_is_told_by_phase(directory: RunDirectory) -> None:
+    with Heartbeat(directory, interval_s=3600) as heartbeat:
+        heartbeat.planned(_PLAN, 0)
+        heartbeat.phase(Phase.MERGING)
+    beat = _beat(heartbeat.uri)
+
+    assert list(beat.phase_s) == ["listing", "scanning", "merging"]
+    assert sum(beat.phase_s.values()) == pytest.approx(beat.elapsed_s, abs=1)
+
+
+def test_a_beat_of_a_large_cluster_with_many_errors_is_small_enough_to_be_read(directory: RunDirectory) -> None:
+    kinds = tuple(
+        ErrorKind("error", f"{index}" + "k" * 199, 1, (("s3://" + "u" * 1000, "e" * 500),) * 3) for index in range(50)
+    )
+    usage = Usage(node_s={f"ip-10-0-0-{index}.eu-central-1.compute.internal 01234567": 1.0 for index in range(3000)})
+    with Heartbeat(directory) as heartbeat:
+        heartbeat.shard_done(replace(_receipt(0, error=50), usage=usage, errors=ErrorHistogram(kinds)))
+    beat = _beat(heartbeat.uri)
+
+    assert Path(heartbeat.uri).stat().st_size < MAX_BEAT_BYTES / 2
+    assert sum(beat.usage.node_s.values()) == 3000
+    assert sum(each.num_rows for each in beat.errors.kinds) + beat.errors.num_other == 50
+
+
+def test_a_beat_of_an_earlier_version_is_read(directory: RunDirectory) -> None:
+    with Heartbeat(directory) as heartbeat:
+        pass
+    told = json.loads(Path(heartbeat.uri).read_bytes())
+    for name in ("usage", "errors", "phase_s", "held_core_s", "held_gpu_s"):
+        del told[name]
+
+    assert Beat.from_bytes(json.dumps(told).encode()).usage == Usage()
 
 
 def test_every_start_leaves_its_own_record(directory: RunDirectory) -> None:
