@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -75,6 +76,7 @@ def submit_and_follow(command: Sequence[str], address: str | None, runtime_env: 
     # Late: it loads ray.
     from lfm_scan.distributed.submit import follow, submit
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every file
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
     job = submit([command[0], "--json-summary", *command[1:]], address, runtime_env)
     where = f"{job.job_id} --address {job.address}"

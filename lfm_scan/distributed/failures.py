@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import ray
+import ray._private.state
+
 from lfm_scan import errors
 from lfm_scan.errors import LFMScanError, RunError
 
@@ -29,3 +32,17 @@ def translate(exc: Exception) -> LFMScanError:
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     reason = (named or lines[-1:] or [type(exc).__name__])[0]
     return RunError(f"Ray gave up: {reason}; what is done stays done, repeat the command to go on")
+
+
+def dying() -> str | None:
+    """Return how often actors of this job had to be started again, in words that follow "there is"; None if never.
+
+    Ray starts them again for ever, and says why in its own log alone.
+    """
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    # Its public name asks the dashboard, which a Ray started for a run has not.
+    actors = ray._private.state.actors(job_id=job)
+    num_restarts = sum(actor["NumRestarts"] for actor in actors.values())
+    if not num_restarts:
+        return None
+    return f"something that has killed actors {num_restarts:,} times since the start, too little memory perhaps"

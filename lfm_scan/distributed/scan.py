@@ -13,7 +13,7 @@ import ray
 from lfm_scan.concurrency import Background, map_in_threads
 from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.account import Account
-from lfm_scan.distributed.failures import translate
+from lfm_scan.distributed.failures import dying, translate
 from lfm_scan.distributed.pipeline import Work, map_on_cluster, run_pipeline
 from lfm_scan.distributed.resources import cluster_nodes, lacking, shape_pipeline
 from lfm_scan.distributed.session import ray_session
@@ -229,7 +229,7 @@ def _listen(receipts: Background[Receipt], work: Work, watch: Watch, listener: _
             receipt = receipts.get(timeout_s=_LOOK_EVERY_S)
         except TimeoutError:
             listener.account.look()
-            watch.check_progress(lambda: lacking(work.shape, cluster_nodes()))
+            watch.check_progress(lambda: lacking(work.shape, cluster_nodes()) or dying())
         except StopIteration:
             return
         else:

@@ -41,7 +41,7 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _check_reachable(address)
+        check_reachable(address, "--ray-address")
     level = logging.INFO if debug else logging.ERROR
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
@@ -62,8 +62,12 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str, flag: str) -> None:
     """Fail within seconds where Ray itself would try for many minutes.
+
+    Args:
+        address: Of a cluster or its job server.
+        flag: That gives it.
 
     Raises:
         RunError: If nothing listens there.
@@ -74,7 +78,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as exc:
-        raise RunError(f"no Ray cluster answers at {address} ({exc.strerror or exc}): check --ray-address") from exc
+        raise RunError(f"no Ray cluster answers at {address} ({exc.strerror or exc}): check {flag}") from exc
 
 
 @contextlib.contextmanager

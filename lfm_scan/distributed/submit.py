@@ -7,6 +7,7 @@ and gives a job that is stopped three seconds.
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import lfm_scan
+from lfm_scan.distributed.session import check_reachable
 from lfm_scan.errors import ConfigError, RunError
 
 _STOP_WAIT: Final = "RAY_JOB_STOP_WAIT_TIME_S"
@@ -72,6 +74,9 @@ def submit(command: Sequence[str], address: str | None, runtime_env: Mapping[str
     Raises:
         RunError: If there is no job server, or it does not take the job.
     """
+    where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if where:
+        check_reachable(where, "--address")
     try:
         client = JobSubmissionClient(address)
         with tempfile.TemporaryDirectory(prefix="lfm-scan-submit-") as folder:
@@ -82,8 +87,7 @@ def submit(command: Sequence[str], address: str | None, runtime_env: Mapping[str
                 runtime_env=_environment(runtime_env, folder),
             )
     except (*_TROUBLE, ValueError, ray.exceptions.RayError) as exc:
-        where = address or "the job server that RAY_API_SERVER_ADDRESS or RAY_ADDRESS names"
-        raise RunError(f"cannot submit to {where}: {_first_line(exc)}") from exc
+        raise RunError(f"cannot submit to {where or 'this machine'}: {_first_line(exc)}") from exc
     return Job(client, job_id, size_bytes)
 
 

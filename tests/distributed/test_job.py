@@ -229,7 +229,7 @@ def test_wrong_arguments_are_found_before_anything_is_uploaded(capsys: pytest.Ca
     assert main([*nobody, "--", "scan", "s3://in/", "--output", "runs/1"]) == 2
     assert "submit: runs/1 is a relative path" in capsys.readouterr().err
     assert main([*nobody, "--", "scan", "s3://in/", "--output", "s3://out/"]) == 1
-    assert f"cannot submit to {nobody[-1]}: Failed to connect to Ray" in capsys.readouterr().err
+    assert f"no Ray cluster answers at {nobody[-1]} (Connection refused): check --address" in capsys.readouterr().err
 
 
 class _Client:

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+import re
+import time
+
+import pytest
+import ray
+
+from lfm_scan.distributed.failures import dying
+
+
+class _Mortal:
+    def die(self) -> None:
+        os._exit(1)
+
+
+def _num_deaths() -> int:
+    """Return how many are told; other tests share this Ray."""
+    told = dying()
+    if told is None:
+        return 0
+    found = re.fullmatch(
+        r"something that has killed actors (\d+) times since the start, too little memory perhaps", told
+    )
+    assert found is not None, told
+    return int(found[1])
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_that_die_again_and_again_are_counted() -> None:
+    mortal = ray.remote(num_cpus=0, max_restarts=-1)(_Mortal).remote()
+    before = _num_deaths()
+
+    for number in (1, 2):
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(mortal.die.remote())  # type: ignore[attr-defined]
+        deadline = time.monotonic() + 60
+        while _num_deaths() < before + number and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert _num_deaths() == before + number
