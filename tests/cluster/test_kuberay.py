@@ -154,18 +154,23 @@ def test_pods_have_no_rights_and_a_token_but_no_secret(cluster: dict[str, Any]) 
         assert group["template"]["spec"]["automountServiceAccountToken"] is False
 
 
-def test_the_namespace_lets_in_the_operator_alone() -> None:
+def test_the_namespace_lets_in_the_operator_and_prometheus_alone() -> None:
     namespace, *accounts, network = documents("kuberay/namespace.yaml")
-    (inside, operator) = network["spec"]["ingress"]
+    inside, *others = network["spec"]["ingress"]
 
     assert namespace["metadata"]["name"] == VALUES["NAMESPACE"]
     role = f"arn:aws:iam::{VALUES['ACCOUNT']}:role/{VALUES['POD_ROLE']}"
     assert [account["metadata"]["annotations"] for account in accounts] == 2 * [{"eks.amazonaws.com/role-arn": role}]
     assert network["spec"]["podSelector"] == {}
     assert inside == {"from": [{"podSelector": {}}]}
-    assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
-    assert [source["podSelector"]["matchLabels"] for source in operator["from"]] == [
-        {"app.kubernetes.io/name": "kuberay-operator"}
+    allowed = [
+        (source["podSelector"]["matchLabels"], [port["port"] for port in each["ports"]])
+        for each in others
+        for source in each["from"]
+    ]
+    assert allowed == [
+        ({"app.kubernetes.io/name": "kuberay-operator"}, [8265]),
+        ({"app.kubernetes.io/name": "prometheus"}, [8080]),
     ]
 
 
