@@ -18,6 +18,14 @@ from lfm_scan.errors import RunError
 
 _CONNECT_TIMEOUT_S: Final = 5
 
+_SETTINGS: Final = (
+    "target_max_block_size",
+    "execution_no_progress_timeout_s",
+    "enable_progress_bars",
+    "print_on_execution_start",
+)
+"""Of Ray Data, that a run changes for its time."""
+
 
 @contextlib.contextmanager
 def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
@@ -86,14 +94,11 @@ def _quiet_data(debug: bool) -> Iterator[None]:
     """Set up Ray Data for whole-shard blocks, silent unless debugging, and put everything back afterwards."""
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
-    before = (
-        context.target_max_block_size,
-        context.enable_progress_bars,
-        context.print_on_execution_start,
-        logger.level,
-    )
+    before = {name: getattr(context, name) for name in _SETTINGS}
+    level = logger.level
     # None: a block is never split, so one shard stays one block.
     context.target_max_block_size = None
+    context.execution_no_progress_timeout_s = -1  # --stall-timeout decides, and nodes may be long in coming
     if not debug:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -101,10 +106,6 @@ def _quiet_data(debug: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        (
-            context.target_max_block_size,
-            context.enable_progress_bars,
-            context.print_on_execution_start,
-            level,
-        ) = before
+        for name, value in before.items():
+            setattr(context, name, value)
         logger.setLevel(level)
