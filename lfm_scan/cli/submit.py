@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,21 +77,31 @@ def submit_and_follow(command: Sequence[str], address: str | None, runtime_env: 
     # Late: it loads ray.
     from lfm_scan.distributed.submit import follow, submit
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every file
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-    job = submit([command[0], "--json-summary", *command[1:]], address, runtime_env)
-    where = f"{job.job_id} --address {job.address}"
-    console.print(f"Job {job.job_id} was submitted to {job.address} with {byte_size(job.size_bytes)} of files")
-    if not wait:
-        console.print(f"Follow it  ray job logs --follow {where}\nStop it    ray job stop {where}")
-        return 0
+    with _without_chatter():
+        job = submit([command[0], "--json-summary", *command[1:]], address, runtime_env)
+        where = f"{job.job_id} --address {job.address}"
+        console.print(f"Job {job.job_id} was submitted to {job.address} with {byte_size(job.size_bytes)} of files")
+        how = f"Follow it  ray job logs --follow {where}\nStop it    ray job stop {where}"
+        if not wait:
+            console.print(how)
+            return 0
+        try:
+            return follow(job, _show)
+        except KeyboardInterrupt:
+            console.print(f"\nThe job goes on without us.\n{how}")
+            return 128 + signal.SIGINT
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep Ray's client from telling of every file it ships: its loggers set their levels themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
     try:
-        return follow(job, _show)
-    except KeyboardInterrupt:
-        console.print(
-            f"\nThe job goes on without us.\nFollow it  ray job logs --follow {where}\nStop it    ray job stop {where}"
-        )
-        return 128 + signal.SIGINT
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _show(text: str) -> None:
