@@ -75,9 +75,12 @@ def written_to(stream: TextIO, log_format: LogFormat) -> Iterator[None]:
 def set_up_worker(log_format: LogFormat) -> None:
     """Write what this package logs to standard error from now on, which Ray keeps in the worker's log file."""
     logger = logging.getLogger(_LOGGER)
-    if not any(isinstance(handler.formatter, _Formatter) for handler in logger.handlers):
+    ours = next((handler for handler in logger.handlers if isinstance(handler.formatter, _Formatter)), None)
+    if ours is None:
         logger.addHandler(_handler(sys.stderr, log_format))
         logger.propagate = False
+    else:  # it may have worked for another run before
+        ours.setFormatter(_FORMATTERS[log_format]())
 
 
 def is_structured() -> bool:
@@ -114,9 +117,12 @@ class _JsonFormatter(_Formatter):
         return json.dumps(line, default=str)
 
 
+_FORMATTERS: Final[dict[LogFormat, type[_Formatter]]] = {"text": _Formatter, "json": _JsonFormatter}
+
+
 def _handler(stream: TextIO, log_format: LogFormat) -> logging.Handler:
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_JsonFormatter() if log_format == "json" else _Formatter())
+    handler.setFormatter(_FORMATTERS[log_format]())
     return handler
 
 

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 
+import pytest
+
 from lfm_scan import logs
 
 _LOGGER = logging.getLogger("lfm_scan.scoring.isolated")
@@ -84,3 +86,19 @@ def test_an_exception_is_named_and_credentials_are_not() -> None:
 
 def test_a_long_text_is_cut() -> None:
     assert len(logs.one_line("x" * 10_000)) == 500
+
+
+def test_a_worker_writes_as_the_run_it_works_for_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("lfm_scan")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    for log_format in ("text", "json", "json", "text"):
+        logs.set_up_worker(log_format)
+        with logs.about(run_id="r"):
+            _LOGGER.warning("crashed")
+
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("{") for line in lines] == [False, True, True, False]
+    assert all("run_id" in line and "crashed" in line for line in lines)

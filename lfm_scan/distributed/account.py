@@ -97,15 +97,15 @@ class Account:
             summary: Counts over all rows of the run.
             files: Its results.
         """
+        others = self._others()
         self.settle()
-        errors = sum((file.errors for file in files), ErrorHistogram())
         ours = replace(self._heartbeat.beat, phase=Phase.FINISHED)  # as good as
+        errors = sum((file.errors for file in files), ErrorHistogram())
+        report = self._report(Phase.FINISHED, summary, errors, [*others, ours])
         try:
-            report = self._report(Phase.FINISHED, summary, errors, [*self._others(), ours])
             self._run.directory.create_json(rundir.REPORT, report)
         except StorageError as exc:
             _logger.warning("%s is not written, the run goes on without: %s", rundir.REPORT, one_line(str(exc)))
-            return self._report(Phase.FINISHED, summary, errors, [ours])
         return report
 
     def report(self) -> dict[str, Any]:
@@ -116,7 +116,11 @@ class Account:
     def _others(self) -> list[Beat]:
         """Return what other drivers of this run said last."""
         ours = self._heartbeat.beat.driver_id
-        drivers = read_drivers(self._run.directory, datetime.now(UTC))
+        try:
+            drivers = read_drivers(self._run.directory, datetime.now(UTC))
+        except StorageError as exc:
+            _logger.warning("%s leaves out other starts of the run: %s", rundir.REPORT, one_line(str(exc)))
+            return []
         return [driver.beat for driver in drivers if driver.beat.driver_id != ours]
 
     def _count_held(self) -> None:

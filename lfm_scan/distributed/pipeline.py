@@ -20,7 +20,7 @@ import ray.data
 
 from lfm_scan.concurrency import map_ahead
 from lfm_scan.distributed.resources import Claim, PipelineShape
-from lfm_scan.distributed.tasks import ToDo, commit, prepare, scan_shard, score
+from lfm_scan.distributed.tasks import ToDo, at_work, commit, prepare, scan_shard, score
 from lfm_scan.distributed.versions import check_versions
 from lfm_scan.options import ComputeConfig
 from lfm_scan.runs.shard import Receipt, Scorer
@@ -113,15 +113,16 @@ def _open_backend(work: Work) -> Scorer:
     from lfm_scan.model import load_checkpoint  # noqa: PLC0415
     from lfm_scan.scoring.backend import open_backend  # noqa: PLC0415
 
-    return open_backend(
-        load_checkpoint(work.weights),
-        work.shape.device,
-        backend=work.compute.backend if work.shape.device == "cpu" else "auto",
-        precision=work.compute.precision,
-        batch_size=work.compute.batch_size,
-        num_threads=1,  # one actor a core: more threads each would only get in one another's way
-        threshold=work.to_do.job.threshold,
-    )
+    with at_work(work.to_do.job):
+        return open_backend(
+            load_checkpoint(work.weights),
+            work.shape.device,
+            backend=work.compute.backend if work.shape.device == "cpu" else "auto",
+            precision=work.compute.precision,
+            batch_size=work.compute.batch_size,
+            num_threads=1,  # one actor a core: more threads each would only get in one another's way
+            threshold=work.to_do.job.threshold,
+        )
 
 
 def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:

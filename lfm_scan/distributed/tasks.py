@@ -67,7 +67,7 @@ def scan_shard(item: pa.Table, to_do: ToDo, decoder: IsolatedDecoder, scorer: Sc
     if to_do.stop.is_set():
         return _RECEIPTS.empty_table()
     job, shard = to_do.job, _shard_of(item)
-    with _at_work(job, shard):
+    with at_work(job, shard=shard):
         meter = Meter(_node(), decoder)
         planned = read_shard(job.directory, to_do.plan, shard)
         results = score_shard(job, shard, planned, decoder, scorer, known=_known(to_do), meter=meter)
@@ -80,7 +80,7 @@ def prepare(item: pa.Table, to_do: ToDo) -> pa.Table:
     if to_do.stop.is_set():
         return item.slice(0, 0)
     job, shard = to_do.job, _shard_of(item)
-    with _at_work(job, shard):
+    with at_work(job, shard=shard):
         decoder = _decoder(job.preprocess, job.limits)
         meter = Meter(_node(), decoder)
         planned = read_shard(job.directory, to_do.plan, shard)
@@ -98,7 +98,7 @@ def score(prepared: pa.Table, job: ShardJob, scorer: Scorer, gpus: float) -> pa.
         gpus: That it has.
     """
     prepared, before = _without_usage(prepared)
-    with _at_work(job, prepared.column("shard")[0].as_py()):
+    with at_work(job, shard=prepared.column("shard")[0].as_py()):
         meter = Meter(_node(), gpus=gpus)
         results = finish_rows(job, prepared, score_pixels(pixels_of(prepared), scorer, meter))
         return _with_usage(results, before + _recorded(meter))
@@ -107,7 +107,7 @@ def score(prepared: pa.Table, job: ShardJob, scorer: Scorer, gpus: float) -> pa.
 def commit(results: pa.Table, job: ShardJob) -> pa.Table:
     """Store a shard's rows; return its receipt, pickled."""
     results, before = _without_usage(results)
-    with _at_work(job, results.column("shard")[0].as_py()):
+    with at_work(job, shard=results.column("shard")[0].as_py()):
         return _commit(results, job, Meter(_node()), before)
 
 
@@ -121,10 +121,10 @@ def _commit(results: pa.Table, job: ShardJob, meter: Meter, before: Usage) -> pa
 
 
 @contextlib.contextmanager
-def _at_work(job: ShardJob, shard: int) -> Iterator[None]:
-    """Name run and shard in whatever this worker logs meanwhile."""
+def at_work(job: ShardJob, **about: object) -> Iterator[None]:
+    """Name the run, and what else it is about, in whatever this worker logs until the block ends."""
     logs.set_up_worker(job.log_format)
-    with logs.about(run_id=job.run_id, shard=shard):
+    with logs.about(run_id=job.run_id, **about):
         yield
 
 

@@ -15,11 +15,11 @@ from lfm_scan.storage import ObjectInfo
 _PAGE_KEYS: Final = 1000
 """Of one answer to a LIST."""
 
-_SMALL_PUTS: Final = 3
-"""config.json, plan/index.json, _SUCCESS.json."""
+_SMALL_PUTS: Final = 4
+"""config.json, plan/index.json, run.json, _SUCCESS.json."""
 
 _SMALL_GETS: Final = 3
-"""The same three, to see whether they are there."""
+"""config.json, plan/index.json and _SUCCESS.json, to see whether they are there."""
 
 _PART_ROW_BYTES: Final = 115
 """A row in a part, by docs/scale.md: decides, besides the number of rows, how many parts are merged into one file."""
@@ -36,7 +36,7 @@ class RunRequests:
         num_result_files: Merged files.
         num_lists: LIST requests.
         num_gets: GET requests, at most: a worker keeps the plan files that it read last.
-        num_puts: PUT requests, without the signs of life: one every 10 s.
+        num_puts: PUT requests, without the signs of life: one every 10 s, and at the end they are listed and read.
     """
 
     num_shards: int

@@ -110,7 +110,7 @@ class Meter:
             core_s=max(0.0, self._cores_used() - self._core_s),
             gpu_s=self._gpus * self._seconds.get(Stage.SCORE, 0.0),
             fetched_bytes=self._fetched_bytes,
-            batches=self._batches,
+            batches=dict(self._batches),
             requests=asked.requests,
             num_retries=asked.num_retries,
             num_throttles=asked.num_throttles,

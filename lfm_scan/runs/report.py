@@ -57,6 +57,7 @@ def run_report(
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "summary": {**summary.to_json(), "num_scored": summary.num_scored, "num_failed": summary.num_failed},
         "errors": errors.to_json(),
+        "num_rows_known": num_rows,
         "wall_s": round(wall_s, 3),
         "rows_per_s": round(num_rows / wall_s, 3) if wall_s > 0 else None,
         "phase_s": {phase: round(seconds, 3) for phase, seconds in phase_s.items()},

@@ -158,7 +158,7 @@ def test_a_scan_makes_the_requests_that_were_estimated(
 
     figures = json.loads(report.read_text())
     run, listing = figures["requests"]["run"], figures["requests"]["listing"]
-    assert made["PUT"] == run["num_puts"] == 3 + 1 + 7 + 1
+    assert made["PUT"] == run["num_puts"] == 4 + 1 + 7 + 1
     assert made["LIST source"] == listing["LIST"]
     assert made["LIST run"] == run["num_lists"] == 2
     assert made["GET source"] == figures["requests"]["image_gets"] == 21

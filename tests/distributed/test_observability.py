@@ -58,15 +58,15 @@ def scanned(s3_server: S3Server, tiny_weights: Path) -> Iterator[Scanned]:
     files = {f"{index:03}.png": encoded(seed=index) for index in range(_NUM_PICTURES)}
     files |= {"bad.png": b"\x89PNG\r\n\x1a\nnot really", "000-twin.png": files["000.png"], "huge.png": _huge()}
     bucket = "observed"
-    slow: set[tuple[str, int]] = set()
+    slow: list[Request] = []
 
     def break_some(request: Request) -> Fault | None:
-        # Reads of pictures once, and the first tries of every part.
-        is_chosen = request.path.endswith(("3.png", "7.png")) or "/parts/" in request.path
-        if request.seen or request.method not in ("GET", "PUT") or request.query or not is_chosen:
+        # Of what workers do: the first reads of some pictures, and the first writes of all parts.
+        is_chosen = request.path.endswith(("3.png", "7.png")) if request.method == "GET" else "/parts/" in request.path
+        if request.seen or not is_chosen:
             return None
         if request.draw(0, "status") < 0.5:  # so the proxy chooses what to answer
-            slow.add((request.path, request.seen))
+            slow.append(request)
         return Fault.STATUS
 
     with pytest.MonkeyPatch.context() as patch:
@@ -146,7 +146,6 @@ def test_prometheus_sees_every_row_once(scanned: Scanned) -> None:
     assert _since(scanned.before, "store_throttles_total") == {"": scanned.num_throttles}
     assert _since(scanned.before, "batch_images_count") == {"": _NUM_PICTURES}
     assert _since(scanned.before, "stage_seconds_total") == pytest.approx(report["seconds"], abs=1e-3)
-    assert _scraped()["worker_memory_bytes"] > 50 * 2**20
 
 
 def test_requests_are_those_that_the_store_saw(scanned: Scanned) -> None:
@@ -167,8 +166,8 @@ def test_the_report_counts_rows_errors_and_resources(scanned: Scanned) -> None:
     report = scanned.report
 
     assert report["state"] == "finished"
-    assert report["summary"]["by_status"] == {"ok": _NUM_PICTURES + 1, "corrupt": 1, "too_large": 1}
-    assert sorted(each["status"] for each in report["errors"]["kinds"]) == ["corrupt", "too_large"]
+    assert report["summary"]["by_status"] == {"ok": _NUM_PICTURES + 1, "truncated": 1, "too_large": 1}
+    assert sorted(each["status"] for each in report["errors"]["kinds"]) == ["too_large", "truncated"]
     assert {each["examples"][0]["uri"].rpartition("/")[2] for each in report["errors"]["kinds"]} == {
         "bad.png",
         "huge.png",
@@ -281,6 +280,8 @@ def test_separate_stages_are_measured_each_where_it_runs(
     assert outcome.report["peak_decoder_bytes"] > 0
     assert _since(before, "stage_seconds_total") == pytest.approx(outcome.report["seconds"], abs=1e-3)
     assert _since(before, "images_total") == {"ok": 6}
+    shown = _scraped()  # workers outlive their tasks, and are shown for as long
+    assert min(shown["worker_memory_bytes"], shown["decoder_memory_bytes"]) > 20 * 2**20
     assert "usage" not in lfm_scan.read_results(tmp_path / "run").columns
 
 
@@ -323,6 +324,6 @@ def test_json_logs_tell_a_scan_from_its_opening_to_its_end(
     done = by_name["shard_done"]
     assert (done["shard"], done["num_rows"], done["num_failed"], done["num_rows_done"]) == (0, 5, 1, 5)
     assert done["failures"][0]["uri"] == str(tmp_path / "in-bad.png")
-    assert by_name["finished"]["summary"]["by_status"] == {"ok": 4, "corrupt": 1}
+    assert by_name["finished"]["summary"]["by_status"] == {"ok": 4, "truncated": 1}
     assert by_name["left_alone"]["summary"] == by_name["finished"]["summary"]
     assert (by_name["error"]["level"], "threshold" in by_name["error"]["message"]) == ("error", True)

@@ -14,7 +14,7 @@ from lfm_scan.sources.inputs import INPUT_SCHEMA, Input
 @pytest.mark.parametrize(
     ("num_inputs", "num_shards", "num_plan_files", "num_result_files", "num_puts"),
     # The table of docs/scale.md, of 512 images a shard.
-    [(10**4, 20, 2, 1, 26), (10**5, 196, 13, 1, 213), (10**6, 1954, 123, 1, 2081), (10**7, 19532, 1221, 5, 20761)],
+    [(10**4, 20, 2, 1, 27), (10**5, 196, 13, 1, 214), (10**6, 1954, 123, 1, 2082), (10**7, 19532, 1221, 5, 20762)],
 )
 def test_a_run_writes_what_the_page_on_scale_says(
     num_inputs: int, num_shards: int, num_plan_files: int, num_result_files: int, num_puts: int

@@ -56,6 +56,7 @@ def test_a_report_sums_what_is_known_of_all_starts() -> None:
     assert report["seconds"] == {"score": 7.0, "fetch": 1.0}
     assert report["phase_s"] == {"scanning": 38.0, "merging": 2.0}
     assert (report["core_s"], report["held_core_s"], report["held_gpu_s"]) == (10.0, 160.0, 40.0)
+    assert report["num_rows_known"] == 30
     assert (report["wall_s"], report["rows_per_s"], report["peak_worker_bytes"]) == (40.0, 0.75, 9)
     assert [(each["driver_id"], each["is_complete"]) for each in report["starts"]] == [("a", False), ("b", False)]  # type: ignore[attr-defined]
     assert report["summary"]["num_failed"] == 3  # type: ignore[index]
