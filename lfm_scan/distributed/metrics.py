@@ -1,6 +1,6 @@
 """Metrics for Prometheus, recorded by the workers through Ray, which exports them with `ray_` before each name.
 
-None is tagged by run, shard or image: how many time series there are depends on the size of the cluster alone.
+None is tagged by run, shard or image: time series are as many as workers, which Ray tags.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from lfm_scan.runs.error_histogram import ErrorHistogram, ErrorKind
 from lfm_scan.runs.heartbeat import Beat, Phase
 from lfm_scan.runs.report import cost_of, run_report
 from lfm_scan.runs.summary import Summary
-from lfm_scan.runs.usage import Usage
+from lfm_scan.runs.usage import Stage, Usage
+from tests.scanning import REPOSITORY
 
 _MOMENT = datetime(2026, 11, 21, 7, tzinfo=UTC)
 
@@ -83,3 +84,11 @@ def test_without_prices_there_is_no_cost() -> None:
 
 def test_a_start_that_took_no_time_has_no_rate() -> None:
     assert _report(_start("a", 0, Phase.MERGING, 0, Usage()))["rows_per_s"] is None
+
+
+def test_the_page_explains_every_field_and_stage() -> None:
+    page = (REPOSITORY / "docs" / "observability.md").read_text()
+    fields = _report(_start("a", 1, Phase.FINISHED, 1, Usage())).keys()
+
+    for name in [*fields, *Stage]:
+        assert f"`{name}`" in page or f"`{name}." in page, name
