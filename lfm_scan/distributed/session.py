@@ -13,10 +13,12 @@ from typing import Final
 
 import ray
 import ray.data
+from ray._private import auto_init_hook
 
 from lfm_scan.errors import RunError
 
 _CONNECT_TIMEOUT_S: Final = 5
+_CONNECTS_ITSELF: Final[bool] = auto_init_hook.enable_auto_connect
 
 _SETTINGS: Final = (
     "target_max_block_size",
@@ -51,6 +53,7 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
     if address:
         check_reachable(address, "--ray-address")
     level = logging.INFO if debug else logging.ERROR
+    auto_init_hook.enable_auto_connect = _CONNECTS_ITSELF
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -66,6 +69,10 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
     try:
         with _quiet_data(debug):
             yield address is not None
+    except BaseException:
+        # What still runs in a thread would connect again once Ray is left, or start one, and crash with the process.
+        auto_init_hook.enable_auto_connect = False
+        raise
     finally:
         ray.shutdown()
 

@@ -156,12 +156,17 @@ def _fit_on_ray(training: Training, checked: Checked, listener: TrainListener) -
             ),
         )
         # In a thread, so that this one can listen, and because in the main thread Ray would take Ctrl-C for itself.
-        with Background(iter(trainer.fit, None), max_ahead=1) as fitting:
+        with Background(_fitted(trainer)) as fitting:
             _listen(fitting, mailbox, listener)
     found = training.directory.read_state()
     if found is None:
         raise RunError(f"{training.directory.directory.uri}: the training ended without a state")
     return found[0]
+
+
+def _fitted(trainer: ray.train.torch.TorchTrainer) -> Iterator[ray.train.Result]:
+    """Yield the result of a training: once, for whoever asks for more would train again."""
+    yield trainer.fit()
 
 
 def _listen(fitting: Background[Any], mailbox: Any, listener: TrainListener) -> None:  # noqa: ANN401 - a Ray actor

@@ -12,11 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
+from ray._private import auto_init_hook
 
 import lfm_scan
 from lfm_scan.concurrency import Background
 from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.scan import Listener
+from lfm_scan.distributed.session import ray_session
 from lfm_scan.distributed.stopping import GracefulStop
 from lfm_scan.errors import FailureRateError, StallError
 from lfm_scan.options import ComputeConfig, StorageConfig
@@ -65,6 +68,22 @@ def test_an_iterator_in_the_background_gives_items_errors_and_its_end() -> None:
             background.get(5)
     with Background(iter(())) as empty, pytest.raises(StopIteration):
         empty.get(5)
+
+
+def test_what_outlives_an_interrupted_session_does_not_start_a_ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto_init_hook, "enable_auto_connect", True)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **settings: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    with ray_session(None):
+        pass
+    assert auto_init_hook.enable_auto_connect
+    with pytest.raises(KeyboardInterrupt), ray_session(None):
+        raise KeyboardInterrupt
+    assert not auto_init_hook.enable_auto_connect
+    with ray_session(None):
+        assert auto_init_hook.enable_auto_connect
 
 
 @pytest.fixture

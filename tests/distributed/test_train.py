@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 import lfm_scan
+from lfm_scan.concurrency import Background
 from lfm_scan.config import ScanConfig
-from lfm_scan.distributed.train import Event, TrainListener, train
+from lfm_scan.distributed.train import Event, TrainListener, _fitted, train
 from lfm_scan.errors import ConfigError, TrainingError
 from lfm_scan.options import StorageConfig
 from lfm_scan.training.config import RecipeConfig, TrainCompute, TrainConfig
@@ -183,3 +184,19 @@ def _kill_a_driver_with_a_state(config: TrainConfig, s3_server: S3Server, bucket
         os.killpg(driver.pid, signal.SIGKILL)
         driver.communicate()
     assert not has("_SUCCESS.json")
+
+
+def test_a_training_is_run_once_however_often_its_end_is_asked_for() -> None:
+    calls: list[str] = []
+
+    class Trainer:
+        def fit(self) -> str:
+            calls.append("fit")
+            return "result"
+
+    with Background(_fitted(Trainer())) as fitting:  # type: ignore[arg-type]
+        result: object = fitting.get(5)
+        assert result == "result"
+        with pytest.raises(StopIteration):
+            fitting.get(5)
+    assert calls == ["fit"]
