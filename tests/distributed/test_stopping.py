@@ -76,14 +76,17 @@ def test_what_outlives_an_interrupted_session_does_not_start_a_ray_of_its_own(mo
     monkeypatch.setattr(ray, "init", lambda **settings: None)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
 
+    def connects_itself() -> bool:
+        return bool(auto_init_hook.enable_auto_connect)
+
     with ray_session(None):
         pass
-    assert auto_init_hook.enable_auto_connect
+    assert connects_itself()
     with pytest.raises(KeyboardInterrupt), ray_session(None):
         raise KeyboardInterrupt
-    assert not auto_init_hook.enable_auto_connect
+    assert not connects_itself()
     with ray_session(None):
-        assert auto_init_hook.enable_auto_connect
+        assert connects_itself()
 
 
 @pytest.fixture
