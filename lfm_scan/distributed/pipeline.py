@@ -22,6 +22,7 @@ from lfm_scan.concurrency import map_ahead
 from lfm_scan.distributed.resources import Claim, PipelineShape
 from lfm_scan.distributed.tasks import ToDo, at_work, commit, prepare, scan_shard, score
 from lfm_scan.distributed.versions import check_versions
+from lfm_scan.errors import RunError
 from lfm_scan.options import ComputeConfig
 from lfm_scan.runs.shard import Receipt, Scorer
 from lfm_scan.scoring.isolated import IsolatedDecoder
@@ -140,12 +141,51 @@ def run_pipeline(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
 def _run_wave(work: Work, shards: Sequence[int]) -> Iterator[Receipt]:
     # Not `range`: its read tasks claim a whole CPU each, which actors on all cores never leave.
     items = ray.data.from_items(list(shards), override_num_blocks=len(shards))
+    callbacks: list[Any] = items.context.custom_execution_callback_classes
+    callbacks.append(_ends_with(work.to_do.stop.name))
     stages = _fused if work.shape.is_fused else _staged
     # Without prefetch_batches=0 a receipt is held back until the next one comes.
     receipts = stages(work, items, sum(map(work.to_do.plan.rows_of, shards)))
     for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for receipt in cast("pa.Table", batch)["receipt"].to_pylist():
             yield pickle.loads(receipt)  # noqa: S301 - made by `commit`, in this run
+
+
+def give_up(work: Work) -> None:
+    """End a pipeline though shards are begun or wait for nodes: cancel its tasks and take back its requests for nodes.
+
+    By itself Ray Data would do so only when the process ends, and connect to Ray again for it.
+    """
+    _given_up.add(work.to_do.stop.name)
+
+
+_given_up: Final[set[str]] = set()
+"""Names of the stop flags of pipelines that were given up, or have ended."""
+
+
+class _Callback:
+    """What Ray Data calls while it runs a pipeline."""
+
+    name = ""
+
+    def on_execution_step(self, executor: object) -> None:
+        """End the execution if its pipeline was given up."""
+        if self.name in _given_up:
+            raise RunError("the pipeline was given up")
+
+    def before_execution_starts(self, executor: object) -> None:
+        """Do nothing."""
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        """Do nothing."""
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        """Do nothing."""
+
+
+def _ends_with(name: str) -> type[_Callback]:
+    """Return a callback, which Ray Data makes without arguments, for the pipeline with a stop flag."""
+    return type("_Callback", (_Callback,), {"name": name})
 
 
 def _fused(work: Work, items: ray.data.Dataset, num_rows: int) -> ray.data.Dataset:

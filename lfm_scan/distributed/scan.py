@@ -14,7 +14,7 @@ from lfm_scan.concurrency import Background, map_in_threads
 from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.account import Account
 from lfm_scan.distributed.failures import dying, translate
-from lfm_scan.distributed.pipeline import Work, map_on_cluster, run_pipeline
+from lfm_scan.distributed.pipeline import Work, give_up, map_on_cluster, run_pipeline
 from lfm_scan.distributed.resources import cluster_nodes, lacking, shape_pipeline
 from lfm_scan.distributed.session import ray_session
 from lfm_scan.distributed.stopping import GracefulStop, StopFlag, drain_s
@@ -32,6 +32,9 @@ from lfm_scan.storage.traffic import counted, traffic
 
 _SETTLE_S: Final = 10.0
 """For which a run that fails waits for its pipeline to end, so that nothing of it is left on the cluster."""
+
+_GIVE_UP_S: Final = 3.0
+"""For which a run that ends before its pipeline waits until what is left is cancelled."""
 
 _LOOK_EVERY_S: Final = 0.5
 
@@ -214,6 +217,9 @@ def _stream(run: Run, work: Work, shards: Sequence[int], listener: _Listeners, s
             if isinstance(exc, Exception):
                 receipts.wait(_SETTLE_S)
             raise
+        finally:
+            give_up(work)
+            receipts.wait(_GIVE_UP_S)
     if stop.is_requested:
         stop.interrupt()
 

@@ -90,20 +90,23 @@ class StopFlag:
     """Tells the tasks of a pipeline to take on no more shards.
 
     Raised, it is a named actor; until then it is only the name, which costs no process and each shard one lookup.
+
+    Attributes:
+        name: Of the actor; of no other flag.
     """
 
     def __init__(self) -> None:
-        self._name = f"lfm-scan-stop-{uuid.uuid4().hex}"
+        self.name = f"lfm-scan-stop-{uuid.uuid4().hex}"
         self._actor: object = None
 
     def set(self) -> None:
         """Raise the flag. It comes down when this object goes."""
-        self._actor = ray.remote(num_cpus=0)(_Flag).options(name=self._name).remote()
+        self._actor = ray.remote(num_cpus=0)(_Flag).options(name=self.name).remote()
 
     def is_set(self) -> bool:
         """Whether it is raised."""
         try:
-            ray.get_actor(self._name)
+            ray.get_actor(self.name)
         except ValueError:
             return False
         return True

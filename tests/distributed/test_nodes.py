@@ -135,6 +135,22 @@ def test_a_node_added_midway_is_used_and_one_that_dies_costs_only_time(
     target.check(tmp_path.name, expected)
 
 
+def test_a_scan_that_no_node_comes_for_names_it_and_leaves_nothing_behind(target: Target, cluster: Cluster) -> None:
+    driver = target.start(
+        *("--ray-address", cluster.address, "--device", "cuda", "--gpus-per-actor", 4, "--cpus-per-decode", 3),
+        *("--stall-timeout", 4),
+        endpoint_url=target.server.endpoint_url,
+        output="in-vain",
+    )
+    _, stderr = driver.communicate(timeout=60)
+
+    *_, said = stderr.decode().splitlines()
+    assert driver.returncode == 1
+    assert said.startswith("error: stopped: no shard was finished for 4 s (--stall-timeout), 40 of 40 are left. ")
+    assert "There is no node for a scoring actor, which claims 4 GPU, in the cluster of 2 CPUs, 2 GPUs and " in said
+    assert "Traceback" not in stderr.decode()
+
+
 _AUTOSCALER = {
     "cluster_name": "test",
     "max_workers": 2,
