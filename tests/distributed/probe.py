@@ -37,7 +37,7 @@ class Settings:
     Attributes:
         gpus_score: Lay the pipeline out as where GPUs score; the network runs on a CPU all the same.
         seconds_a_shard: For which scoring a shard takes longer than it does.
-        last_shard: Takes five seconds more.
+        last_shard: Takes three seconds more.
     """
 
     gpus_score: bool = False
@@ -93,10 +93,6 @@ class Notes:
 
 def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
     class NotedScan(pipeline.ScanShard):
-        def __init__(self, work: pipeline.Work) -> None:
-            super().__init__(work)
-            notes.add("scan actor")
-
         def __call__(self, item: pa.Table) -> pa.Table:
             notes.add("scan")
             time.sleep(settings.seconds_a_shard)
@@ -110,7 +106,7 @@ def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
         def __call__(self, row: pa.Table) -> pa.Table:
             notes.add("score")
             is_last = pipeline.from_row(row).column("shard")[0].as_py() == settings.last_shard
-            time.sleep(settings.seconds_a_shard + 5 * is_last)
+            time.sleep(settings.seconds_a_shard + 3 * is_last)
             return super().__call__(row)
 
     prepare_row = pipeline.prepare_row

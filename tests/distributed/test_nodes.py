@@ -119,7 +119,7 @@ def test_a_node_added_midway_is_used_and_one_that_dies_costs_only_time(
     target: Target, expected: dict[str, float], cluster: Cluster, tmp_path: Path
 ) -> None:
     _, first, second, _ = _nodes_in_order(cluster)
-    driver = _start(target, cluster, tmp_path, Settings(seconds_a_shard=1), "--device", "cpu")
+    driver = _start(target, cluster, tmp_path, Settings(seconds_a_shard=0.8), "--device", "cpu")
     notes = Notes(tmp_path)
     _wait_until(lambda: notes.nodes_of("scan") == {first, second}, driver)
     added = cluster.add_node(num_cpus=1)
@@ -131,7 +131,6 @@ def test_a_node_added_midway_is_used_and_one_that_dies_costs_only_time(
 
     assert num_parts < _NUM_SHARDS - 3
     assert notes.nodes_of("scan") == {first, second, added.node_id}
-    assert notes.num_alive("scan actor") == 0
     target.check(tmp_path.name, expected)
 
 
