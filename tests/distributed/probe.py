@@ -36,12 +36,12 @@ class Settings:
 
     Attributes:
         gpus_score: Lay the pipeline out as where GPUs score; the network runs on a CPU all the same.
-        seconds_a_shard: For which scoring a shard takes longer than it does.
-        last_shard: Takes three seconds more.
+        actors: All shards but the first few are held until so many actors have one.
+        last_shard: Is held until there is one actor less.
     """
 
     gpus_score: bool = False
-    seconds_a_shard: float = 0.0
+    actors: int = 1
     last_shard: int = -1
 
 
@@ -86,16 +86,28 @@ class Notes:
         """Return the ids of the nodes on which something ran."""
         return {note.node for note in self if note.what == what}
 
+    def pids_of(self, what: str) -> set[int]:
+        """Return the processes that did something."""
+        return {note.pid for note in self if note.what == what}
+
     def num_alive(self, what: str) -> int:
-        """Return how many of the processes that did something are there."""
-        return sum(map(psutil.pid_exists, {note.pid for note in self if note.what == what}))
+        """Return how many of them are there."""
+        return sum(map(psutil.pid_exists, self.pids_of(what)))
 
 
 def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
+    def hold(shard: int, what: str) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (
+            (shard >= 4 and len(notes.pids_of(what)) < settings.actors)
+            or (shard == settings.last_shard and notes.num_alive(what) >= settings.actors)
+        ):
+            time.sleep(0.1)
+
     class NotedScan(pipeline.ScanShard):
         def __call__(self, item: pa.Table) -> pa.Table:
             notes.add("scan")
-            time.sleep(settings.seconds_a_shard)
+            hold(item.column("item")[0].as_py(), "scan")
             return super().__call__(item)
 
     class NotedScore(pipeline.ScoreShard):
@@ -105,8 +117,7 @@ def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
 
         def __call__(self, row: pa.Table) -> pa.Table:
             notes.add("score")
-            is_last = pipeline.from_row(row).column("shard")[0].as_py() == settings.last_shard
-            time.sleep(settings.seconds_a_shard + 3 * is_last)
+            hold(pipeline.from_row(row).column("shard")[0].as_py(), "score")
             return super().__call__(row)
 
     prepare_row = pipeline.prepare_row

@@ -93,7 +93,7 @@ def test_cpu_nodes_decode_gpu_nodes_score_and_the_pool_grows_and_shrinks(
     target: Target, expected: dict[str, float], cluster: Cluster, tmp_path: Path
 ) -> None:
     _, *cpu_nodes, gpu_node = _nodes_in_order(cluster)
-    settings = Settings(gpus_score=True, seconds_a_shard=0.4, last_shard=_NUM_SHARDS - 1)
+    settings = Settings(gpus_score=True, actors=2, last_shard=_NUM_SHARDS - 1)
     driver = _start(target, cluster, tmp_path, settings, "--max-actors", 2)
     notes = Notes(tmp_path)
     sizes: list[int] = []
@@ -119,7 +119,7 @@ def test_a_node_added_midway_is_used_and_one_that_dies_costs_only_time(
     target: Target, expected: dict[str, float], cluster: Cluster, tmp_path: Path
 ) -> None:
     _, first, second, _ = _nodes_in_order(cluster)
-    driver = _start(target, cluster, tmp_path, Settings(seconds_a_shard=0.8), "--device", "cpu")
+    driver = _start(target, cluster, tmp_path, Settings(actors=3), "--device", "cpu")
     notes = Notes(tmp_path)
     _wait_until(lambda: notes.nodes_of("scan") == {first, second}, driver)
     added = cluster.add_node(num_cpus=1)
