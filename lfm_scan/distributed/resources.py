@@ -129,7 +129,7 @@ def shape_pipeline(compute: ComputeConfig, nodes: Sequence[Node], *, may_grow: b
 
 
 def _on_cores(compute: ComputeConfig, nodes: Sequence[Node], may_grow: bool) -> PipelineShape:
-    actor = Claim(cpus=1, memory=_memory_of(compute, nodes))
+    actor = Claim(cpus=1, memory=memory_claim(compute.memory_per_worker, nodes))
     fitting = sum(map(actor.times_in, nodes))
     first, most = _bounds(compute, nodes, actor, fitting, may_grow)
     return PipelineShape(
@@ -148,7 +148,7 @@ def _on_gpus(compute: ComputeConfig, nodes: Sequence[Node], may_grow: bool) -> P
     # Scoring claims no CPUs and no memory: Ray Data keeps what a stage might claim at its largest from the others,
     # and decoding needs it more.
     actor = Claim(gpus=compute.gpus_per_actor)
-    decode = Claim(cpus=compute.cpus_per_decode, memory=_memory_of(compute, nodes))
+    decode = Claim(cpus=compute.cpus_per_decode, memory=memory_claim(compute.memory_per_worker, nodes))
     num_cpus = sum(node.cpus for node in nodes)
     if not may_grow and (num_cpus <= decode.cpus or not any(map(decode.times_in, nodes))):
         raise ConfigError(
@@ -189,10 +189,10 @@ def _bounds(
     return min(first, most or first), most
 
 
-def _memory_of(compute: ComputeConfig, nodes: Sequence[Node]) -> int:
-    """Return what each worker claims: what is asked for, or all of a node where none has as much."""
+def memory_claim(wanted: int, nodes: Sequence[Node]) -> int:
+    """Return what a worker claims that wants so many bytes: all of a node where none has as much."""
     largest = max((node.memory for node in nodes if node.cpus), default=float("inf"))
-    return int(min(compute.memory_per_worker, largest))
+    return int(min(wanted, largest))
 
 
 def lacking(shape: PipelineShape, nodes: Sequence[Node]) -> str | None:

@@ -15,7 +15,7 @@ from lfm_scan.config import ScanConfig
 from lfm_scan.distributed.account import Account
 from lfm_scan.distributed.failures import dying, translate
 from lfm_scan.distributed.pipeline import Work, give_up, map_on_cluster, run_pipeline
-from lfm_scan.distributed.resources import cluster_nodes, lacking, shape_pipeline
+from lfm_scan.distributed.resources import cluster_nodes, lacking, memory_claim, shape_pipeline
 from lfm_scan.distributed.session import ray_session
 from lfm_scan.distributed.stopping import GracefulStop, StopFlag, drain_s
 from lfm_scan.distributed.tasks import ToDo
@@ -35,6 +35,9 @@ _SETTLE_S: Final = 10.0
 
 _GIVE_UP_S: Final = 3.0
 """For which a run that ends before its pipeline waits until what is left is cancelled."""
+
+_MERGE_BYTES: Final = 2 * 2**30
+"""Memory for merging the parts of one file of results."""
 
 _LOOK_EVERY_S: Final = 0.5
 
@@ -247,7 +250,7 @@ def _merge(run: Run, groups: Sequence[Group], account: Account) -> list[MergedFi
     """Merge a single group here, many on the cluster."""
     if len(groups) == 1:
         return [merge_group(run.directory, run.run_id, groups[0])]
-    task = ray.remote(num_cpus=1, memory=2 * 2**30)(counted(merge_group))
+    task = ray.remote(num_cpus=1, memory=memory_claim(_MERGE_BYTES, cluster_nodes()))(counted(merge_group))
     done = ray.get([task.remote(run.directory, run.run_id, group) for group in groups])
     for _, asked in done:
         account.asked(asked)
