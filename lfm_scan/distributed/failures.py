@@ -6,7 +6,6 @@ import re
 from typing import Final
 
 import ray
-import ray._private.state
 
 from lfm_scan import errors
 from lfm_scan.errors import LFMScanError, RunError
@@ -40,8 +39,11 @@ def dying() -> str | None:
     Ray starts them again for ever, and says why in its own log alone.
     """
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-    # Its public name asks the dashboard, which a Ray started for a run has not.
-    actors = ray._private.state.actors(job_id=job)
+    try:
+        # Its public name asks the dashboard, which a Ray started for a run has not.
+        actors = ray._private.state.actors(job_id=job)
+    except AttributeError:  # another Ray may have it elsewhere
+        return None
     num_restarts = sum(actor["NumRestarts"] for actor in actors.values())
     if not num_restarts:
         return None

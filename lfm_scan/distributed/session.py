@@ -7,18 +7,21 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Final
 
 import ray
 import ray.data
-from ray._private import auto_init_hook
 
 from lfm_scan.errors import RunError
 
 _CONNECT_TIMEOUT_S: Final = 5
-_CONNECTS_ITSELF: Final[bool] = auto_init_hook.enable_auto_connect
+_HOOK: Final = sys.modules.get("ray._private.auto_init_hook")
+"""What lets any call connect to Ray, or start one. A Ray that has it elsewhere is left to do so."""
+
+_CONNECTS_ITSELF: Final[bool] = getattr(_HOOK, "enable_auto_connect", True)
 
 _SETTINGS: Final = (
     "target_max_block_size",
@@ -53,7 +56,7 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
     if address:
         check_reachable(address, "--ray-address")
     level = logging.INFO if debug else logging.ERROR
-    auto_init_hook.enable_auto_connect = _CONNECTS_ITSELF
+    _may_connect_itself(_CONNECTS_ITSELF)
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -71,10 +74,15 @@ def ray_session(address: str | None, *, debug: bool = False) -> Iterator[bool]:
             yield address is not None
     except BaseException:
         # What still runs in a thread would connect again once Ray is left, or start one, and crash with the process.
-        auto_init_hook.enable_auto_connect = False
+        _may_connect_itself(False)
         raise
     finally:
         ray.shutdown()
+
+
+def _may_connect_itself(allowed: bool) -> None:
+    if _HOOK is not None:
+        _HOOK.enable_auto_connect = allowed  # type: ignore[attr-defined]
 
 
 def check_reachable(address: str, flag: str) -> None:
