@@ -36,6 +36,7 @@ import numpy as np
 
 from benchmarks.images import FOLDERS, write_jpegs
 from benchmarks.report import RESULTS, machine, versions, write
+from benchmarks.steady import cumulated, rate, scan_steadily
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _SIDES: Final = ("loop", "ray", "daft", "bare", "scan")
@@ -104,7 +105,7 @@ def _loop(images: Path, output: Path) -> dict[str, float]:
             logits = model(torch.from_numpy(np.stack([_pixels(path) for path in batch])))
             writer.writerows((path.name, float(logit)) for path, logit in zip(batch, logits, strict=True))
             marks.append((start + len(batch), time.monotonic()))
-    return {"steady": _rate(marks)}
+    return {"steady": rate(marks)}
 
 
 def _ray(images: Path, output: Path) -> dict[str, float]:
@@ -185,7 +186,7 @@ def _bare(images: Path, output: Path) -> dict[str, float]:
     done = [marks.get() for _ in range(plan.num_shards)]
     for worker in workers:
         worker.join()
-    return {"steady": _rate(_cumulated(done))}
+    return {"steady": rate(cumulated(done))}
 
 
 def _work_bare(images: Path, output: Path, shards: Any, marks: Any) -> None:  # noqa: ANN401 - queues
@@ -207,17 +208,7 @@ def _work_bare(images: Path, output: Path, shards: Any, marks: Any) -> None:  # 
 
 
 def _scan(images: Path, output: Path) -> dict[str, float]:
-    from lfm_scan.distributed.scan import Listener, scan  # noqa: PLC0415
-    from lfm_scan.runs.shard import Receipt  # noqa: PLC0415
-
-    done: list[tuple[int, float]] = []
-
-    class Marks(Listener):
-        def shard_done(self, receipt: Receipt) -> None:
-            done.append((receipt.summary.num_rows, time.monotonic()))
-
-    scan(_scan_config(images, output), Marks())
-    return {"steady": _rate(_cumulated(done))}
+    return {"steady": scan_steadily(_scan_config(images, output))}
 
 
 _RUN: Final = {"loop": _loop, "ray": _ray, "daft": _daft, "bare": _bare, "scan": _scan}
@@ -258,18 +249,6 @@ def _measured(side: str, images: Path, output: Path, num_images: int) -> dict[st
     return {"whole_s": whole_s, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def _rate(marks: Sequence[tuple[int, float]]) -> float:
-    """Return images a second between the first mark (images so far, moment) and the last; 0 if there is but one."""
-    (first, began), (last, ended) = marks[0], marks[-1]
-    return (last - first) / (ended - began) if ended > began else 0.0
-
-
-def _cumulated(done: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    ordered = sorted(done, key=lambda mark: mark[1])
-    totals = np.cumsum([rows for rows, _ in ordered]).tolist()
-    return [(total, moment) for total, (_, moment) in zip(totals, ordered, strict=True)]
-
-
 def _rate_of_column(output: Path) -> float:
     """Return the rate from the moments at which rows were scored."""
     import pandas as pd  # noqa: PLC0415
@@ -277,7 +256,7 @@ def _rate_of_column(output: Path) -> float:
     frame = pd.read_parquet(output)
     moments = [row["at"] for row in frame["result"]] if "result" in frame else frame["at"].tolist()
     rows_at = sorted((moment, moments.count(moment)) for moment in set(moments))
-    return _rate(_cumulated([(rows, moment) for moment, rows in rows_at]))
+    return rate(cumulated([(rows, moment) for moment, rows in rows_at]))
 
 
 def _scores(output: Path) -> dict[str, float]:

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from benchmarks.images import FOLDERS, write_jpegs
 from benchmarks.report import RESULTS, machine, versions, write
+from benchmarks.steady import scan_steadily
 from lfm_scan.config import ScanConfig
 from lfm_scan.options import ImageLimits, InputConfig, StorageConfig
 from lfm_scan.sources.fetch import Fetcher
@@ -107,19 +108,8 @@ def _fetch(inputs: Sequence[Input], endpoint_url: str, in_flight: int) -> float:
 
 
 def _scan(endpoint_url: str, run_dir: Path) -> float:
-    from lfm_scan.distributed.scan import Listener, scan  # noqa: PLC0415 - loads Ray
-    from lfm_scan.runs.shard import Receipt  # noqa: PLC0415
-
-    done: list[tuple[int, float]] = []
-
-    class Marks(Listener):
-        def shard_done(self, receipt: Receipt) -> None:
-            done.append((receipt.summary.num_rows, time.monotonic()))
-
     storage = StorageConfig(endpoint_url=endpoint_url)
-    scan(ScanConfig((f"s3://{_BUCKET}/in/",), output=str(run_dir), storage=storage), Marks())
-    (first_rows, began), (_, ended) = done[0], done[-1]
-    return (sum(rows for rows, _ in done) - first_rows) / (ended - began)
+    return scan_steadily(ScanConfig((f"s3://{_BUCKET}/in/",), output=str(run_dir), storage=storage))
 
 
 @contextlib.contextmanager

@@ -17,13 +17,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.images import FOLDERS, write_jpegs
 from benchmarks.report import RESULTS, machine, versions, write
+from benchmarks.steady import scan_steadily
+from lfm_scan.config import ScanConfig
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _SIDES: Final = (("cpus", 1), ("cpus", 2), ("nodes", 1), ("nodes", 2), ("nodes", 3))
@@ -83,16 +84,6 @@ def _measure(kind: str, number: int, images: Path, output: str) -> float:
     import ray  # noqa: PLC0415 - a process of its own
     from ray.cluster_utils import Cluster  # noqa: PLC0415
 
-    from lfm_scan.config import ScanConfig  # noqa: PLC0415
-    from lfm_scan.distributed.scan import Listener, scan  # noqa: PLC0415
-    from lfm_scan.runs.shard import Receipt  # noqa: PLC0415
-
-    done: list[tuple[int, float]] = []
-
-    class Marks(Listener):
-        def shard_done(self, receipt: Receipt) -> None:
-            done.append((receipt.summary.num_rows, time.monotonic()))
-
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with contextlib.ExitStack() as until_done:
         if kind == "cpus":
@@ -104,10 +95,7 @@ def _measure(kind: str, number: int, images: Path, output: str) -> float:
                 cluster.add_node(num_cpus=1)
             ray.init(address=cluster.address, **quiet)
         until_done.callback(ray.shutdown)
-        scan(ScanConfig((str(images),), output=output), Marks())
-    (first_rows, began), (_, ended) = done[0], done[-1]
-    num_rows = sum(rows for rows, _ in done) - first_rows
-    return num_rows / (ended - began) if ended > began else 0.0
+        return scan_steadily(ScanConfig((str(images),), output=output))
 
 
 if __name__ == "__main__":

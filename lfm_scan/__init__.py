@@ -13,9 +13,9 @@ first use, so that `import lfm_scan` costs nothing.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lfm_scan.lazy import attach
 from lfm_scan.version import __version__
 
 if TYPE_CHECKING:
@@ -59,12 +59,4 @@ _HOMES = {
     "scan": "lfm_scan.distributed.scan",
 }
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, __all__, _HOMES)

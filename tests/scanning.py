@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,6 +35,24 @@ def lfm_scan(
         timeout=timeout_s,
         check=False,
     )
+
+
+def main_in_fresh_python(*arguments: object) -> tuple[str, set[str]]:
+    """Run the command line, which must succeed and write nothing to standard error; return what it wrote, and the
+    modules it loaded.
+    """
+    program = (
+        "import json, sys; from lfm_scan.cli.main import main; assert main(sys.argv[1:]) == 0; "
+        "print(json.dumps(list(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=True,
+    )
+    return done.stdout, set(json.loads(done.stderr))
 
 
 def read_parts(run_dir: Path) -> pd.DataFrame:

@@ -10,11 +10,10 @@ from types import TracebackType
 from typing import Final, Self, TextIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from lfm_scan.cli.text import byte_size, duration, money, printable
+from lfm_scan.cli.text import byte_size, duration, money, safe
 from lfm_scan.estimate.estimate import Estimate, Listener
 from lfm_scan.estimate.statistics import LEVEL, Interval
 
@@ -74,7 +73,7 @@ class EstimateProgress(Listener):
 def print_estimate(found: Estimate, console: Console | None = None) -> None:
     """Print an estimate to standard output."""
     console = console or Console(highlight=False)
-    sources = ", ".join(escape(printable(source)) for source in found.sources)
+    sources = ", ".join(safe(source) for source in found.sources)
     console.print(f"Estimate for {sources}")
     measured = "all of them" if found.num_sampled == found.num_inputs else f"a sample of {found.num_sampled:,}"
     console.print(

@@ -78,7 +78,8 @@ def scan_command(
         debug: Show tracebacks and what Ray says.
     """
     from lfm_scan.cli.events import json_on_stderr
-    from lfm_scan.cli.report import Ending, print_ending
+    from lfm_scan.cli.report import Ending
+    from lfm_scan.cli.text import print_json_line
 
     del config_file  # read in `main`, before the arguments were
     ending, is_text = Ending(), config.log_format == "text"
@@ -90,7 +91,7 @@ def scan_command(
                 raise
             ending.exit_code, ending.error = _explain(exc), str(exc)
     if json_summary:
-        print_ending(ending)
+        print_json_line(ending.to_json())
     return ending.exit_code
 
 
@@ -150,7 +151,8 @@ def train_command(
         json_summary: End standard output with one line of JSON, however the training ends. Jobs always do.
         debug: Show tracebacks and what Ray says.
     """
-    from lfm_scan.cli.training import TrainEnding, print_ending
+    from lfm_scan.cli.text import print_json_line
+    from lfm_scan.cli.training import TrainEnding
 
     del config_file  # read in `main`
     ending = TrainEnding(config)
@@ -161,7 +163,7 @@ def train_command(
             raise
         ending.exit_code, ending.error = _explain(exc), str(exc)
     if json_summary:
-        print_ending(ending)
+        print_json_line(ending.to_json())
     return ending.exit_code
 
 

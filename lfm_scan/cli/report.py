@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -73,11 +72,6 @@ class Ending:
         if self.outcome is not None:
             return "finished"
         return "failed" if self.error is not None else "stopped"
-
-
-def print_ending(ending: Ending) -> None:
-    """Print one line of JSON to standard output."""
-    print(json.dumps(ending.to_json()), flush=True)  # noqa: T201 - for programs: no console may wrap or colour it
 
 
 def print_outcome(outcome: ScanOutcome, config: ScanConfig, console: Console | None = None) -> None:

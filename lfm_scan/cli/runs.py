@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lfm_scan.cli.text import duration, printable
+from lfm_scan.cli.text import duration, print_json, safe
 from lfm_scan.runs.catalogue import MAX_FOLDERS, Catalogue
 from lfm_scan.runs.state import RunState, State
 
@@ -47,19 +45,18 @@ def print_runs(found: Catalogue, now: datetime | None = None, console: Console |
             table.add_row(_name(run, found.prefix), *_figures(run), *_moments(run, now))
         console.print(table)
     else:
-        console.print(f"No runs in {_safe(found.prefix)}")
+        console.print(f"No runs in {safe(found.prefix)}")
     for line in _remarks(found):
         console.print(line)
 
 
 def print_runs_as_json(found: Catalogue, console: Console | None = None) -> None:
     """Print the same for programs: one JSON object with the fields of `Catalogue`."""
-    console = console or Console(soft_wrap=True)
-    console.print(json.dumps(found.to_json(), indent=1), markup=False, highlight=False)
+    print_json(found.to_json(), console)
 
 
 def _name(run: RunState, prefix: str) -> str:
-    return _safe(run.run_dir.removeprefix(prefix).strip("/") or run.run_dir)
+    return safe(run.run_dir.removeprefix(prefix).strip("/") or run.run_dir)
 
 
 def _figures(run: RunState) -> tuple[str, ...]:
@@ -77,11 +74,11 @@ def _figures(run: RunState) -> tuple[str, ...]:
 def _moments(run: RunState, now: datetime) -> tuple[str, str]:
     heard = max((driver.seen_at for driver in run.drivers), default=None)
     age = "never" if heard is None else f"{duration(max(0.0, (now - heard).total_seconds()))} ago"
-    return _safe(run.created_at), f"{age}, [green]alive[/]" if run.is_alive else age
+    return safe(run.created_at), f"{age}, [green]alive[/]" if run.is_alive else age
 
 
 def _remarks(found: Catalogue) -> list[str]:
-    lines = [f"[red]Unreadable[/] {_safe(uri)}: {_safe(error)}" for uri, error in found.unreadable]
+    lines = [f"[red]Unreadable[/] {safe(uri)}: {safe(error)}" for uri, error in found.unreadable]
     counts = {"trainings": found.num_trainings, "folders that are no runs": found.num_others}
     left_out = [f"{what} {count:,}" for what, count in counts.items() if count]
     if left_out:
@@ -89,7 +86,3 @@ def _remarks(found: Catalogue) -> list[str]:
     if not found.is_complete:
         lines.append(f"There are more folders than the {MAX_FOLDERS:,} that were looked into: give a longer prefix")
     return lines
-
-
-def _safe(text: str) -> str:
-    return escape(printable(text))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import Final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from lfm_scan.cli.text import duration, printable, time_shares
+from lfm_scan.cli.text import duration, print_json, safe, time_shares
 from lfm_scan.runs.heartbeat import Phase
 from lfm_scan.runs.state import Driver, RunState, State
 from lfm_scan.runs.summary import is_failure
@@ -39,7 +37,7 @@ def print_state(state: RunState, now: datetime | None = None, console: Console |
     """
     console = console or Console(highlight=False, soft_wrap=True)
     now = now or datetime.now(UTC)
-    console.print(f"Run {_safe(state.run_id)} {_MEANING[state.state]}\n")
+    console.print(f"Run {safe(state.run_id)} {_MEANING[state.state]}\n")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -50,11 +48,11 @@ def print_state(state: RunState, now: datetime | None = None, console: Console |
     seconds = sum((driver.beat.usage for driver in state.drivers), Usage()).seconds
     if seconds:
         table.add_row("Time went to", time_shares(seconds))
-    table.add_row("Directory", _safe(state.run_dir))
+    table.add_row("Directory", safe(state.run_dir))
     table.add_row("Sources", _sources(state))
-    table.add_row("Started", _safe(state.created_at))
+    table.add_row("Started", safe(state.created_at))
     if state.finished_at is not None:
-        table.add_row("Finished", _safe(state.finished_at))
+        table.add_row("Finished", safe(state.finished_at))
     if state.drivers:
         table.add_row("Drivers", _drivers(state, now))
     console.print(table)
@@ -62,8 +60,7 @@ def print_state(state: RunState, now: datetime | None = None, console: Console |
 
 def print_state_as_json(state: RunState, console: Console | None = None) -> None:
     """Print the same for programs: one JSON object with the fields of `RunState`."""
-    console = console or Console(soft_wrap=True)
-    console.print(json.dumps(state.to_json(), indent=1), markup=False, highlight=False)
+    print_json(state.to_json(), console)
 
 
 def _done(state: RunState) -> str:
@@ -79,7 +76,7 @@ def _done(state: RunState) -> str:
 
 def _failed(state: RunState) -> str:
     counts = sorted(((count, status) for status, count in state.by_status.items() if is_failure(status)), reverse=True)
-    reasons = ", ".join(f"{count:,} {_safe(status)}" for count, status in counts)
+    reasons = ", ".join(f"{count:,} {safe(status)}" for count, status in counts)
     told = "" if state.state == State.FINISHED else ", as the drivers told so far"
     return f"{state.num_failed:,}{told}" + (f": {reasons}" if reasons else "")
 
@@ -90,7 +87,7 @@ def _rate(state: RunState) -> str:
 
 
 def _sources(state: RunState) -> str:
-    lines = [_safe(source) for source in state.sources[:_MAX_SOURCES]]
+    lines = [safe(source) for source in state.sources[:_MAX_SOURCES]]
     return "\n".join(lines + _and_more(len(state.sources) - len(lines)))
 
 
@@ -104,19 +101,15 @@ def _drivers(state: RunState, now: datetime) -> str:
 def _driver(driver: Driver, now: datetime) -> str:
     beat = driver.beat
     age = duration(max(0.0, (now - driver.seen_at).total_seconds()))
-    who = f"{_safe(beat.host)}, process {beat.pid}: "
+    who = f"{safe(beat.host)}, process {beat.pid}: "
     if driver.is_alive:
         return f"{who}[green]{beat.phase}[/], {beat.num_rows:,} images done, last heard of {age} ago"
     if not beat.phase.is_over:
         return f"{who}[red]silent[/] while {beat.phase}, {beat.num_rows:,} images done, last heard of {age} ago"
     colour = {Phase.FINISHED: "green", Phase.FAILED: "red"}.get(beat.phase, "yellow")
-    reason = f"\n  {_safe(beat.error)}" if beat.error else ""
+    reason = f"\n  {safe(beat.error)}" if beat.error else ""
     return f"{who}[{colour}]{beat.phase}[/] {age} ago, {beat.num_rows:,} images done{reason}"
 
 
 def _and_more(count: int) -> list[str]:
     return [f"and {count:,} more"] if count > 0 else []
-
-
-def _safe(text: str) -> str:
-    return escape(printable(text))

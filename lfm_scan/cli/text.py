@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
 
 
 def duration(seconds: float) -> str:
@@ -20,6 +25,22 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """Return text that is safe to print: names in a store may hold what a terminal would obey."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def safe(text: str) -> str:
+    """Return text that is safe to print where rich reads markup."""
+    return escape(printable(text))
+
+
+def print_json(value: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print one JSON object to standard output, for programs and for people to read."""
+    console = console or Console(soft_wrap=True)
+    console.print(json.dumps(value, indent=1), markup=False, highlight=False)
+
+
+def print_json_line(value: Mapping[str, Any]) -> None:
+    """Print one line of JSON to standard output."""
+    print(json.dumps(value), flush=True)  # noqa: T201 - for programs: no console may wrap or colour it
 
 
 def byte_size(size_bytes: float) -> str:

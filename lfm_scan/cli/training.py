@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,11 +131,6 @@ class TrainEnding:
             "mean_auc": position.history[position.best_epoch - 1]["mean_auc"],
             "checkpoint": self.outcome.best_checkpoint,
         }
-
-
-def print_ending(ending: TrainEnding) -> None:
-    """Print one line of JSON to standard output."""
-    print(json.dumps(ending.to_json()), flush=True)  # noqa: T201 - for programs: no console may wrap or colour it
 
 
 def print_training(outcome: TrainOutcome, console: Console | None = None) -> None:

@@ -5,8 +5,9 @@ Names are imported on first use: a checkpoint can be read and run by other runti
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lfm_scan.lazy import attach
 
 if TYPE_CHECKING:
     from lfm_scan.domain import Domain
@@ -44,12 +45,4 @@ _HOMES = {
     "save_checkpoint": "lfm_scan.model.checkpoint",
 }
 
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, __all__, _HOMES)

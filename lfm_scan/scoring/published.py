@@ -10,6 +10,7 @@ from typing import Final
 
 from lfm_scan.errors import CheckpointError, StorageError
 from lfm_scan.model.checkpoint import MAX_CHECKPOINT_BYTES
+from lfm_scan.model.published import PUBLISHED_SHA256
 from lfm_scan.storage import StorageConfig, open_store
 
 PUBLISHED: Final = "published"
@@ -17,8 +18,6 @@ PUBLISHED: Final = "published"
 
 PUBLISHED_URL: Final = "https://raw.githubusercontent.com/lmlpy/LFM/HEAD/weights/bs_model.pth"
 """In the repository that the paper names (arXiv 2508.17029), Apache-2.0."""
-
-PUBLISHED_SHA256: Final = "903036979adb186c6baf48b6214092540161d7b0194d1b7bea5592a072b49317"
 
 
 def read_published(storage: StorageConfig | None = None) -> bytes:

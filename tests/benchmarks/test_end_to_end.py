@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks import end_to_end
+from benchmarks.steady import rate
 
 
 def test_the_smoke_run_scores_every_image_on_every_side(tmp_path: Path) -> None:
@@ -20,5 +21,5 @@ def test_the_smoke_run_scores_every_image_on_every_side(tmp_path: Path) -> None:
 
 
 def test_a_rate_counts_what_came_after_the_first_mark() -> None:
-    assert end_to_end._rate([(5, 10.0), (20, 12.0), (35, 15.0)]) == 6.0
-    assert end_to_end._rate([(5, 10.0)]) == 0.0
+    assert rate([(5, 10.0), (20, 12.0), (35, 15.0)]) == 6.0
+    assert rate([(5, 10.0)]) == 0.0

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import lfm_scan as package
 from lfm_scan.cli.main import main
 from tests.images import encoded, write_pictures
-from tests.scanning import REPOSITORY, lfm_scan
+from tests.scanning import lfm_scan, main_in_fresh_python
 from tests.servers import S3Server, free_port
 
 _SECONDS_TO_AN_ERROR = 15  # a promise to the user, not a speed: no error may wait for long retries
@@ -19,16 +18,10 @@ _SECONDS_TO_AN_ERROR = 15  # a promise to the user, not a speed: no error may wa
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["scan", "--help"]])
 def test_help_and_version_import_neither_torch_nor_ray(arguments: list[str]) -> None:
-    program = (
-        "import sys; from lfm_scan.cli.main import main; code = main(sys.argv[1:]); "
-        "print(*({'torch', 'ray', 'pyarrow', 'pandas', 'boto3'} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=REPOSITORY, check=True
-    )
+    stdout, modules = main_in_fresh_python(*arguments)
 
-    assert done.stdout.strip()
-    assert done.stderr.strip() == ""
+    assert stdout.strip()
+    assert not modules & {"torch", "ray", "pyarrow", "pandas", "boto3"}
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

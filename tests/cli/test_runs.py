@@ -3,8 +3,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +22,7 @@ from lfm_scan.runs.shard import Receipt
 from lfm_scan.runs.state import State
 from lfm_scan.runs.summary import Summary
 from tests.faults import FaultProxy
-from tests.scanning import REPOSITORY
+from tests.scanning import main_in_fresh_python
 from tests.servers import S3Server, free_port
 
 _NOW = datetime(2026, 11, 21, 7, 0, tzinfo=UTC)
@@ -201,17 +199,7 @@ def test_what_a_store_holds_does_not_drive_the_terminal(tmp_path: Path) -> None:
 
 
 def test_the_command_imports_neither_torch_nor_ray(prefix: Path) -> None:
-    program = (
-        "import sys; from lfm_scan.cli.main import main; assert main(sys.argv[1:]) == 0; "
-        "print(*({'torch', 'ray', 'pandas'} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "runs", str(prefix)],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=True,
-    )
+    stdout, modules = main_in_fresh_python("runs", prefix)
 
-    assert "working" in done.stdout
-    assert done.stderr.strip() == ""
+    assert "working" in stdout
+    assert not modules & {"torch", "ray", "pandas"}

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from lfm_scan.cli.status import print_state
 from lfm_scan.runs.heartbeat import Beat, Phase
 from lfm_scan.runs.rundir import RunDirectory
 from lfm_scan.runs.state import Driver, RunState, State
-from tests.scanning import REPOSITORY
+from tests.scanning import main_in_fresh_python
 from tests.servers import S3Server, free_port
 
 _NOW = datetime(2026, 11, 21, 7, 0, tzinfo=UTC)
@@ -181,17 +179,7 @@ def test_a_run_in_s3_takes_the_options_of_a_scan(
 
 
 def test_the_command_imports_neither_torch_nor_ray(run_dir: Path) -> None:
-    program = (
-        "import sys; from lfm_scan.cli.main import main; assert main(sys.argv[1:]) == 0; "
-        "print(*({'torch', 'ray', 'pandas'} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "status", str(run_dir)],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=True,
-    )
+    stdout, modules = main_in_fresh_python("status", run_dir)
 
-    assert "has stopped" in done.stdout
-    assert done.stderr.strip() == ""
+    assert "has stopped" in stdout
+    assert not modules & {"torch", "ray", "pandas"}

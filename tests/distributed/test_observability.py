@@ -20,11 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 import lfm_scan
 from lfm_scan.cli.main import main
 from lfm_scan.config import ScanConfig
-from lfm_scan.distributed.resources import Claim, PipelineShape
 from lfm_scan.distributed.scan import Listener, ScanOutcome
 from lfm_scan.options import ComputeConfig, ImageLimits, Prices, StorageConfig
 from lfm_scan.runs.shard import Receipt
 from lfm_scan.storage.s3_client import forget_clients
+from tests.distributed.shapes import staged_on_cpus
 from tests.faults import Fault, FaultProxy, Record, Request
 from tests.images import encoded
 from tests.servers import S3Server
@@ -261,7 +261,7 @@ def test_separate_stages_are_measured_each_where_it_runs(
 ) -> None:
     for index in range(6):
         (tmp_path / f"in-{index}.png").write_bytes(encoded(seed=index))
-    monkeypatch.setattr("lfm_scan.distributed.scan.shape_pipeline", _staged_on_cpus)
+    monkeypatch.setattr("lfm_scan.distributed.scan.shape_pipeline", staged_on_cpus)
     before = _scraped()
 
     outcome = lfm_scan.scan(
@@ -283,21 +283,6 @@ def test_separate_stages_are_measured_each_where_it_runs(
     shown = _scraped()  # workers outlive their tasks, and are shown for as long
     assert min(shown["worker_memory_bytes"], shown["decoder_memory_bytes"]) > 20 * 2**20
     assert "usage" not in lfm_scan.read_results(tmp_path / "run").columns
-
-
-def _staged_on_cpus(compute: ComputeConfig, nodes: object, *, may_grow: bool) -> PipelineShape:
-    """Lay a pipeline out as for GPUs, without one."""
-    del compute, nodes, may_grow
-    return PipelineShape(
-        is_fused=False,
-        device="cpu",
-        min_actors=1,
-        start_actors=1,
-        max_actors=1,
-        actor=Claim(cpus=0.9),
-        decode=Claim(cpus=1),
-        num_workers=2,
-    )
 
 
 def test_json_logs_tell_a_scan_from_its_opening_to_its_end(

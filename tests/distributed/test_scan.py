@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import pytest
 
 import lfm_scan
 from lfm_scan.config import ScanConfig
-from lfm_scan.distributed.resources import Claim, Node, PipelineShape
 from lfm_scan.errors import FingerprintError, NotFoundError, RunError
 from lfm_scan.options import ComputeConfig, StorageConfig
 from lfm_scan.runs import finalize
 from tests.awkward import write_awkward_files
+from tests.distributed.shapes import staged_on_cpus
 from tests.images import encoded, write_pictures
 from tests.scanning import SCORE_COLUMNS, read_parts
 from tests.servers import S3Server
@@ -176,30 +175,13 @@ def test_separate_stages_give_the_rows_of_fused_ones(
     config = replace(config, sources=(str(folder),))
     lfm_scan.scan(config)
     other = replace(config, output=str(tmp_path / "other"))
-    monkeypatch.setattr("lfm_scan.distributed.scan.shape_pipeline", _staged_on_cpus)
+    monkeypatch.setattr("lfm_scan.distributed.scan.shape_pipeline", staged_on_cpus)
     lfm_scan.scan(other)
 
     mine, theirs = lfm_scan.read_results(config.output), lfm_scan.read_results(other.output)
     assert len(mine) == 42
     assert mine["sha256"].duplicated().any()
     pd.testing.assert_frame_equal(mine[SCORE_COLUMNS], theirs[SCORE_COLUMNS])
-
-
-def _staged_on_cpus(compute: ComputeConfig, nodes: Sequence[Node], *, may_grow: bool) -> PipelineShape:
-    """Lay a pipeline out as for GPUs, without one."""
-    assert compute.device == "auto"
-    assert sum(node.gpus for node in nodes) == 0
-    assert may_grow
-    return PipelineShape(
-        is_fused=False,
-        device="cpu",
-        min_actors=1,
-        start_actors=1,
-        max_actors=1,
-        actor=Claim(cpus=0.9),
-        decode=Claim(cpus=1),
-        num_workers=2,
-    )
 
 
 def test_awkward_files_end_as_one_row_each_with_the_right_status(tmp_path: Path, tiny_weights: Path) -> None:
