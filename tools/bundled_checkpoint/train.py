@@ -33,6 +33,8 @@ from lfm_scan.model import (
 LOGIT_SCALE: Final = 15.0
 """Teacher logits reach 70; they are compared after tanh(logit / LOGIT_SCALE)."""
 HOLD_OUT_EVERY: Final = 7
+HARD_LOGIT: Final = -5.0
+"""Real crops above it are hard. Few photographs that were not resized come so high."""
 
 
 Start = Literal["random", "teacher"]
@@ -61,6 +63,7 @@ class Recipe:
         logit_weight: Weight of the squared error of tanh-scaled logits.
         label_weight: Weight of the binary cross-entropy on true labels.
         real_weight: Weight of a real image in the logit and label losses; a generated one counts 1.
+        hard: Share of the pairs drawn from those whose real crop the teacher calls generated, or nearly.
         seed: Of everything random.
         stages: Crop sizes in order. From random weights small crops come first, for speed.
     """
@@ -73,6 +76,7 @@ class Recipe:
     logit_weight: float = 2.0
     label_weight: float = 0.2
     real_weight: float = 3.0
+    hard: float = 0.0
     seed: int = 0
     stages: tuple[Stage, ...] = (Stage(176, 8, 1.0),)
 
@@ -103,17 +107,27 @@ class Pairs:
             self.held_out[name] = fakes[held_out[index]]
             self.fakes[name], self.indices[name] = fakes[~held_out[index]], index[~held_out[index]]
         self.num_reals = int((~held_out).sum())
+        self._held_out = held_out
+        self._hard_rows: dict[str, NDArray[np.int64]] = {}
         self._rng = rng
 
-    def draw(self, num_pairs: int, crop_px: int) -> Tensor:
+    def find_hard(self, model: LFM, metadata: CheckpointMetadata) -> int:
+        """Find the crops that are hard for this model, so that `draw` can prefer them; return how many they are."""
+        rows = np.flatnonzero(~self._held_out)
+        logits = np.array(logits_of(model, list(torch.from_numpy(self.reals[rows]).permute(0, 3, 1, 2)), metadata))
+        hard = rows[logits > HARD_LOGIT]
+        self._hard_rows = {name: np.flatnonzero(np.isin(index, hard)) for name, index in self.indices.items()}
+        return len(hard)
+
+    def draw(self, num_pairs: int, crop_px: int, hard: float = 0.0) -> Tensor:
         """Return (2 * num_pairs, 3, crop_px, crop_px) uint8: reals, then their copies in the same order."""
-        pairs = [self._draw_pair(crop_px) for _ in range(num_pairs)]
+        pairs = [self._draw_pair(crop_px, self._rng.random() < hard) for _ in range(num_pairs)]
         images = np.stack([pair[side] for side in (0, 1) for pair in pairs])
         return torch.from_numpy(images).permute(0, 3, 1, 2)
 
-    def _draw_pair(self, crop_px: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _draw_pair(self, crop_px: int, is_hard: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         name = self._rng.choice(list(self.fakes))
-        row = self._rng.integers(len(self.indices[name]))
+        row = self._rng.choice(self._hard_rows[name]) if is_hard else self._rng.integers(len(self.indices[name]))
         top, left = self._rng.integers(0, self.reals.shape[1] - crop_px + 1, 2)
         window = (slice(top, top + crop_px), slice(left, left + crop_px))
         real, fake = self.reals[self.indices[name][row]][window], self.fakes[name][row][window]
@@ -182,7 +196,7 @@ def train(student: LFM, teacher: Teacher, pairs: Pairs, metadata: CheckpointMeta
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * min(1.0, num_steps / 100) * cosine
         stage = recipe.stage_at(spent)
-        images = normalise(pairs.draw(stage.pairs, stage.crop_px), metadata)
+        images = normalise(pairs.draw(stage.pairs, stage.crop_px, recipe.hard), metadata)
         labels = torch.arange(2).repeat_interleave(stage.pairs).float()
         loss = loss_of(student, teacher, images, labels, recipe)
         optimizer.zero_grad(set_to_none=True)
@@ -213,17 +227,27 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--label-weight", type=float, default=Recipe.label_weight)
     parser.add_argument("--real-weight", type=float, default=Recipe.real_weight)
-    parser.add_argument("--last-stage", default="240:6", help="crop and pairs of the last 40 %% of a random start")
+    parser.add_argument("--average", type=float, default=Recipe.average, help="share of the trained weights, 0 to 1")
+    parser.add_argument("--hard", type=float, default=Recipe.hard, help="share of the pairs of hard real crops")
+    parser.add_argument("--last-stage", help="crop and pairs of the last 40 %%, 240:6 of a random start")
     parser.add_argument("--model-id", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    recipe = Recipe(minutes=args.minutes, label_weight=args.label_weight, real_weight=args.real_weight, seed=args.seed)
+    recipe = Recipe(
+        minutes=args.minutes,
+        average=args.average,
+        label_weight=args.label_weight,
+        real_weight=args.real_weight,
+        hard=args.hard,
+        seed=args.seed,
+    )
     if args.start == "random":
-        crop_px, num_pairs = map(int, args.last_stage.split(":"))
-        stages = (Stage(112, 16, 0.6), Stage(crop_px, num_pairs, 0.4))
-        recipe = replace(recipe, start="random", average=1.0, learning_rate=2e-3, stages=stages)
+        recipe = replace(recipe, start="random", average=1.0, learning_rate=2e-3, stages=(Stage(112, 16, 1.0),))
+    if last_stage := args.last_stage or ("240:6" if args.start == "random" else ""):
+        crop_px, num_pairs = map(int, last_stage.split(":"))
+        recipe = replace(recipe, stages=(replace(recipe.stages[0], share=0.6), Stage(crop_px, num_pairs, 0.4)))
     torch.manual_seed(recipe.seed)
     pairs = Pairs(args.data, np.random.default_rng(recipe.seed))
     published = load_checkpoint(args.teacher.read_bytes(), str(args.teacher))
@@ -231,6 +255,8 @@ def main() -> None:
     metadata = CheckpointMetadata(
         model_id=args.model_id, preprocess="crop256", domain=Domain(lossy=False, resampled=False)
     )
+    num_hard = pairs.find_hard(teacher, metadata) if recipe.hard else 0
+    print(f"{num_hard} hard crops of {pairs.num_reals}", flush=True)
     teacher_held_out = measure_held_out(teacher, pairs, metadata)
     student = LFM(ArchitectureConfig())
     if recipe.start == "teacher":
