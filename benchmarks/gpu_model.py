@@ -50,7 +50,7 @@ from lfm_scan.scoring.cuda.folded import FoldedLFM, Precision, convolutions  # n
 from lfm_scan.scoring.cuda.graphs import GraphedNetwork  # noqa: E402
 
 _RESULTS: Final = _ROOT / "benchmarks" / "results" / "gpu_model.json"
-_BUNDLED: Final = _ROOT / "lfm_scan" / "data" / "lfm-bundled-v0.safetensors"
+_BUNDLED: Final = _ROOT / "lfm_scan" / "data" / "lfm-bundled-v1.safetensors"
 _SIDE_PX: Final = 256
 _BATCHES: Final = (32, 128, 256, 512, 1024)
 _ROUNDS: Final = 7

@@ -277,7 +277,7 @@ def _sample_results(num_rows: int) -> Any:  # noqa: ANN401 - pyarrow has no type
         "unassessable_reason": ["lossy"] * num_rows,
         "flagged": [False] * num_rows,
         "preprocess": ["crop256"] * num_rows,
-        "model_id": ["lfm-bundled-v0"] * num_rows,
+        "model_id": ["lfm-bundled-v1"] * num_rows,
         "weights_sha256": ["0" * 64] * num_rows,
         "run_id": ["20261121T061713-50f9cd63"] * num_rows,
         "shard": [index // _SHARD_SIZE for index in indices],

@@ -13,7 +13,7 @@ from lfm_scan.storage import StorageConfig, open_store
 BUNDLED: Final = "bundled"
 """The name of the checkpoint that ships inside the package."""
 
-_BUNDLED_FILE: Final = "lfm-bundled-v0.safetensors"
+_BUNDLED_FILE: Final = "lfm-bundled-v1.safetensors"
 
 
 def read_weights(weights: str, storage: StorageConfig | None = None) -> tuple[bytes, Checkpoint]:

@@ -110,9 +110,9 @@ def test_workers_that_do_not_fit_and_errors_in_workers_are_one_clear_line(
 ) -> None:
     with pytest.raises(ConfigError, match="--workers 2 of 2 CPUs leave nothing of the cluster's 2"):
         train(replace(undisturbed, output=str(tmp_path / "a"), compute=replace(_TWO, cpus_per_worker=2)))
-    recipe = replace(undisturbed.recipe, learning_rate=1e30)
+    recipe, alone = replace(undisturbed.recipe, learning_rate=1e30), replace(_TWO, workers=1, max_failures=0)
     with pytest.raises(TrainingError, match=r"step \d+"):
-        train(replace(undisturbed, output=str(tmp_path / "b"), recipe=recipe, compute=replace(_TWO, max_failures=0)))
+        train(replace(undisturbed, output=str(tmp_path / "b"), recipe=recipe, compute=alone))
 
 
 def _wait_for(is_there: Callable[[], bool], driver: subprocess.Popen[str], timeout_s: float = 200) -> None:

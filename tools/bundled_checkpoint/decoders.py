@@ -132,12 +132,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare_data.py wrote")
     parser.add_argument("--steps", type=int, default=300, help="training steps of each kind")
     parser.add_argument("--every", type=int, default=4, help="draw every so many crops")
+    parser.add_argument("--without", nargs="*", default=[], help="kinds of upsampling to leave out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     reals = np.load(args.data / "real.npy")
     rng = np.random.default_rng(args.seed)
-    for number, kind in enumerate(KINDS):
+    kinds = [kind for kind in KINDS if kind.upsampling not in args.without]
+    for number, kind in enumerate(kinds):
         torch.manual_seed(args.seed + number)
         model = Autoencoder(kind, reals, rng)
         start = time.monotonic()

@@ -33,6 +33,7 @@ from lfm_scan.model import (
 LOGIT_SCALE: Final = 15.0
 """Teacher logits reach 70; they are compared after tanh(logit / LOGIT_SCALE)."""
 HOLD_OUT_EVERY: Final = 7
+LAST_STAGE_SHARE: Final = 0.4
 HARD_LOGIT: Final = -5.0
 """Real crops above it are hard. Few photographs that were not resized come so high."""
 
@@ -63,7 +64,7 @@ class Recipe:
         logit_weight: Weight of the squared error of tanh-scaled logits.
         label_weight: Weight of the binary cross-entropy on true labels.
         real_weight: Weight of a real image in the logit and label losses; a generated one counts 1.
-        hard: Share of the pairs drawn from those whose real crop the teacher calls generated, or nearly.
+        hard: Share of the pairs drawn from those whose real crop the first weights call generated, or nearly.
         seed: Of everything random.
         stages: Crop sizes in order. From random weights small crops come first, for speed.
     """
@@ -95,15 +96,15 @@ class Pairs:
     Every HOLD_OUT_EVERY-th photograph, with all that was made of it, is kept for measuring.
     """
 
-    def __init__(self, folder: Path, rng: np.random.Generator) -> None:
-        self.reals: NDArray[np.uint8] = np.load(folder / "real.npy")
-        held_out = np.load(folder / "photograph.npy") % HOLD_OUT_EVERY == 0
+    def __init__(self, folders: list[Path], rng: np.random.Generator) -> None:
+        self.reals: NDArray[np.uint8] = np.concatenate([np.load(folder / "real.npy") for folder in folders])
+        photograph = np.concatenate([np.load(folder / "photograph.npy") for folder in folders])
+        held_out = photograph % HOLD_OUT_EVERY == 0
         self.held_out = {"real": self.reals[held_out]}
         self.fakes: dict[str, NDArray[np.uint8]] = {}
         self.indices: dict[str, NDArray[np.int64]] = {}
-        for path in sorted(folder.glob("fake_*.npy")):
-            name = path.stem.removeprefix("fake_")
-            fakes, index = np.load(path), np.load(folder / f"index_{name}.npy")
+        for name in sorted({path.stem.removeprefix("fake_") for each in folders for path in each.glob("fake_*.npy")}):
+            fakes, index = _load_fakes(folders, name)
             self.held_out[name] = fakes[held_out[index]]
             self.fakes[name], self.indices[name] = fakes[~held_out[index]], index[~held_out[index]]
         self.num_reals = int((~held_out).sum())
@@ -135,6 +136,17 @@ class Pairs:
             if self._rng.random() < 0.5:
                 real, fake = np.flip(real, axis), np.flip(fake, axis)
         return real, fake
+
+
+def _load_fakes(folders: list[Path], name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return what one network drew in all folders, and which real of all folders each is of."""
+    fakes, indices, num_before = [], [], 0
+    for folder in folders:
+        if (folder / f"fake_{name}.npy").exists():
+            fakes.append(np.load(folder / f"fake_{name}.npy"))
+            indices.append(np.load(folder / f"index_{name}.npy") + num_before)
+        num_before += len(np.load(folder / "photograph.npy"))
+    return np.concatenate(fakes), np.concatenate(indices)
 
 
 def measure_held_out(model: LFM, pairs: Pairs, metadata: CheckpointMetadata) -> dict[str, float]:
@@ -220,16 +232,18 @@ def average_weights(student: LFM, teacher: LFM, share: float) -> None:
 def main() -> None:
     """Train, evaluate, and write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of prepare_data.py and decoders.py")
+    parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of prepare_data.py, decoders.py")
     parser.add_argument("--teacher", type=Path, required=True, help="the published checkpoint, lfm_official.pth")
     parser.add_argument("--validation", type=Path, help="CSV file: path,set,label,format; its PNG files are scored")
     parser.add_argument("--start", choices=["random", "teacher"], default="teacher")
+    parser.add_argument("--begin", type=Path, help="begin with these weights, not the teacher's")
+    parser.add_argument("--shift", type=float, default=0.0, help="what is added to each logit in the end")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--label-weight", type=float, default=Recipe.label_weight)
     parser.add_argument("--real-weight", type=float, default=Recipe.real_weight)
     parser.add_argument("--average", type=float, default=Recipe.average, help="share of the trained weights, 0 to 1")
     parser.add_argument("--hard", type=float, default=Recipe.hard, help="share of the pairs of hard real crops")
-    parser.add_argument("--last-stage", help="crop and pairs of the last 40 %%, 240:6 of a random start")
+    parser.add_argument("--last-stage", help="crop:pairs[:share], 240:6 of a random start")
     parser.add_argument("--model-id", required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
@@ -246,8 +260,9 @@ def main() -> None:
     if args.start == "random":
         recipe = replace(recipe, start="random", average=1.0, learning_rate=2e-3, stages=(Stage(112, 16, 1.0),))
     if last_stage := args.last_stage or ("240:6" if args.start == "random" else ""):
-        crop_px, num_pairs = map(int, last_stage.split(":"))
-        recipe = replace(recipe, stages=(replace(recipe.stages[0], share=0.6), Stage(crop_px, num_pairs, 0.4)))
+        crop_px, num_pairs, share = (*last_stage.split(":"), LAST_STAGE_SHARE)[:3]
+        last = Stage(int(crop_px), int(num_pairs), float(share))
+        recipe = replace(recipe, stages=(replace(recipe.stages[0], share=1 - last.share), last))
     torch.manual_seed(recipe.seed)
     pairs = Pairs(args.data, np.random.default_rng(recipe.seed))
     published = load_checkpoint(args.teacher.read_bytes(), str(args.teacher))
@@ -255,15 +270,18 @@ def main() -> None:
     metadata = CheckpointMetadata(
         model_id=args.model_id, preprocess="crop256", domain=Domain(lossy=False, resampled=False)
     )
-    num_hard = pairs.find_hard(teacher, metadata) if recipe.hard else 0
-    print(f"{num_hard} hard crops of {pairs.num_reals}", flush=True)
     teacher_held_out = measure_held_out(teacher, pairs, metadata)
     student = LFM(ArchitectureConfig())
     if recipe.start == "teacher":
-        student.load_state_dict(teacher.state_dict())
+        begin = load_checkpoint(args.begin.read_bytes(), str(args.begin)).model if args.begin else teacher
+        student.load_state_dict(begin.state_dict())
+        num_hard = pairs.find_hard(student.eval(), metadata) if recipe.hard else 0
+        print(f"{num_hard} hard crops of {pairs.num_reals}", flush=True)
     num_steps = train(student, measure_teacher(teacher, pairs, metadata), pairs, metadata, recipe)
     average_weights(student, teacher, recipe.average)
     student.eval()
+    with torch.no_grad():
+        student.head.bias += args.shift
 
     facts: dict[str, Any] = {
         "initialised": recipe.start,
@@ -272,7 +290,9 @@ def main() -> None:
             "sha256": published.sha256,
             "licence": "Apache-2.0",
         },
-        "reals": f"{pairs.num_reals} crops of free wallpaper photographs, scaled down 2 to 6 times",
+        "begin": args.begin and args.begin.name,
+        "shift": args.shift,
+        "reals": f"{pairs.num_reals} crops of free wallpaper photographs",
         "generated": {name: len(images) for name, images in pairs.fakes.items()},
         "recipe": asdict(recipe),
         "num_steps": num_steps,
