@@ -275,8 +275,8 @@ def main() -> None:
     if recipe.start == "teacher":
         begin = load_checkpoint(args.begin.read_bytes(), str(args.begin)).model if args.begin else teacher
         student.load_state_dict(begin.state_dict())
-        num_hard = pairs.find_hard(student.eval(), metadata) if recipe.hard else 0
-        print(f"{num_hard} hard crops of {pairs.num_reals}", flush=True)
+    if recipe.hard:
+        print(f"{pairs.find_hard(student.eval(), metadata)} hard crops of {pairs.num_reals}", flush=True)
     num_steps = train(student, measure_teacher(teacher, pairs, metadata), pairs, metadata, recipe)
     average_weights(student, teacher, recipe.average)
     student.eval()
