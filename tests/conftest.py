@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
@@ -55,6 +56,24 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     s3_server.client().create_bucket(Bucket=bucket)
     yield bucket
     forget_clients()
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_server: S3Server) -> Iterator[None]:
+    """A Ray of two CPUs for all tests of this process, whose workers, for whatever driver, may use the S3 server."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.env.items():
+            patch.setenv(name, value)  # its processes keep the environment they were started with
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def joined_ray(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the drivers that a test starts join this Ray; one of their own costs each ten CPU seconds."""
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
 @pytest.fixture(scope="session")

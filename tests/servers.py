@@ -22,7 +22,7 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-_START_TIMEOUT_S: Final = 60
+_START_TIMEOUT_S: Final = 200
 _ACCESS_KEY: Final = "lfmtestaccess"
 _SECRET_KEY: Final = "lfmtestsecretlfmtestsecret"
 

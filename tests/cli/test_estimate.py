@@ -141,6 +141,7 @@ def test_what_cannot_be_estimated_is_named(
     assert message in captured.err + captured.out
 
 
+@pytest.mark.usefixtures("joined_ray")
 def test_a_scan_makes_the_requests_that_were_estimated(
     tmp_path: Path, tiny_weights: Path, s3_server: S3Server, s3_bucket: str
 ) -> None:

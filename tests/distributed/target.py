@@ -70,7 +70,7 @@ class Target:
 
     def wait_for_parts(self, output: str, driver: subprocess.Popen[bytes], num_parts: int) -> None:
         """Return once so many parts are committed, or the driver has ended."""
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while self.num_parts(output) < num_parts and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 

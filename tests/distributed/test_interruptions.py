@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 import lfm_scan
+from lfm_scan.config import ScanConfig
 from tests.images import write_pictures
 from tests.scanning import REPOSITORY, SCORE_COLUMNS, command
 from tests.scanning import lfm_scan as run_lfm_scan
@@ -26,10 +27,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pictures: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = run_lfm_scan("scan", pictures, "--output", run_dir, "--weights", tiny_weights, "--shard-size", 5)
-    assert done.returncode == 0, done.stderr
+def undisturbed(
+    pictures: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
+) -> pd.DataFrame:
+    run_dir = str(tmp_path_factory.mktemp("undisturbed") / "run")
+    lfm_scan.scan(ScanConfig((str(pictures),), output=run_dir, weights=str(tiny_weights)))
     return lfm_scan.read_results(run_dir)
 
 
@@ -41,20 +43,32 @@ def driver_arguments(pictures: Path, tiny_weights: Path, tmp_path: Path) -> list
     )
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str)
-def test_a_driver_stopped_midway_loses_nothing_and_counts_nothing_twice(
-    signum: signal.Signals, exit_code: int, undisturbed: pd.DataFrame, driver_arguments: list[str], tmp_path: Path
+@pytest.mark.usefixtures("joined_ray")
+def test_a_driver_terminated_midway_loses_nothing_and_counts_nothing_twice(
+    undisturbed: pd.DataFrame, driver_arguments: list[str], tmp_path: Path
 ) -> None:
-    run_dir, parts = tmp_path / "run", tmp_path / "run" / "parts"
+    _stop_midway_and_go_on(signal.SIGTERM, 143, undisturbed, driver_arguments, tmp_path / "run")
+
+
+def test_a_driver_with_a_ray_of_its_own_interrupted_midway_loses_nothing_and_counts_nothing_twice(
+    undisturbed: pd.DataFrame, driver_arguments: list[str], tmp_path: Path
+) -> None:
+    _stop_midway_and_go_on(signal.SIGINT, 130, undisturbed, driver_arguments, tmp_path / "run")
+
+
+def _stop_midway_and_go_on(
+    signum: signal.Signals, exit_code: int, undisturbed: pd.DataFrame, driver_arguments: list[str], run_dir: Path
+) -> None:
+    parts = run_dir / "parts"
 
     with subprocess.Popen(
         command(*driver_arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
     ) as driver:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while len(list(parts.glob("part-*"))) < 4 and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         driver.send_signal(signum)
-        _, stderr = driver.communicate(timeout=60)
+        _, stderr = driver.communicate(timeout=200)
     assert driver.returncode == exit_code, stderr.decode()
     assert not (run_dir / "_SUCCESS.json").exists()
     committed = {path.name: path.read_bytes() for path in parts.glob("part-*")}
@@ -71,6 +85,7 @@ def test_a_driver_stopped_midway_loses_nothing_and_counts_nothing_twice(
     assert all((parts / name).read_bytes() == data for name, data in committed.items())
 
 
+@pytest.mark.usefixtures("joined_ray")
 def test_two_drivers_at_once_share_one_run(
     driver_arguments: list[str], undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
     dashboard, token = free_port(), secrets.token_hex(32)
     env = {**os.environ, **s3_server.env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": ""}
     env["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # nothing on it is worth waiting for
+    env["RAY_JOB_STOP_WAIT_TIME_S"] = "12"  # usually 3, too few for a goodbye on a busy machine
     env["PYTHONFAULTHANDLER"] = "1"  # a job that crashes leaves nothing but its log
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"  # the job says just `python`
     # Ray's sockets lie in its temporary folder, and a socket's path has 107 characters at most: not under tmp_path.
@@ -78,7 +79,7 @@ def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
 
 
 def _submit(env: dict[str, str], job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while True:
         submitted = subprocess.run(
             [_RAY, "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{job}.py", *map(str, arguments)],
@@ -181,9 +182,9 @@ def test_a_job_that_is_stopped_midway_goes_on_when_it_is_submitted_again(
             held.wait()
             [job] = [job for job in _ask(ray_head, "") if job["status"] == "RUNNING"]
             stop = [_RAY, "job", "stop", "--no-wait", job["submission_id"]]
-            subprocess.run(stop, env=ray_head, capture_output=True, timeout=60, check=True)
-            time.sleep(1)  # for the signal: shards that are begun are finished, and no others begin
-        stdout, stderr = first.communicate(timeout=100)
+            subprocess.run(stop, env=ray_head, capture_output=True, timeout=200, check=True)
+            time.sleep(3)  # for the signal: shards that are begun are finished, and no others begin
+        stdout, stderr = first.communicate(timeout=200)
         assert first.returncode == 143, stdout + stderr
         assert _ask(ray_head, job["submission_id"])["status"] == "STOPPED"
         told = json.loads(stdout.splitlines()[-1])
@@ -199,7 +200,7 @@ def test_a_job_that_is_stopped_midway_goes_on_when_it_is_submitted_again(
             iter(second.stdout.readline, f"Going on: {num_done} of {_NUM_PICTURES} images are done already\n")
         )
         os.killpg(second.pid, signal.SIGINT)
-        _, stderr = second.communicate(timeout=30)
+        _, stderr = second.communicate(timeout=200)
         assert second.returncode == 130, log + stderr
         assert "The job goes on without us." in stderr
         job_id = _job_id(stderr)
@@ -354,7 +355,7 @@ def test_a_submitted_job_trains_two_workers_on_real_images(
 
 def _wait_for_job_server(url: str, token: str, head: subprocess.Popen[bytes]) -> None:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and head.poll() is None:
         try:
             with urllib.request.urlopen(request, timeout=5):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from tests.distributed.target import Target, make_target
 from tests.faults import FaultProxy, Request
@@ -34,6 +35,7 @@ def _is_put(text: str) -> Callable[[Request], bool]:
     return lambda request: request.method == "PUT" and text in request.path
 
 
+_LAST_PART = _is_put(f"/parts/part-{_NUM_SHARDS - 1:09}")
 _POINTS = {
     "while planning": (_is_put("/plan/index.json"), False),
     "before a part": (_is_put("/parts/part-000000004"), False),
@@ -57,34 +59,35 @@ def test_a_driver_killed_at_any_point_loses_nothing(
     points: dict[str, tuple[Callable[[Request], bool], bool]],
     target: Target,
     expected: dict[str, float],
-    local_ray: None,
+    joined_ray: None,
 ) -> None:
-    here = ("--ray-address", ray.get_runtime_context().gcs_address)
     for number, (point, (match, after)) in enumerate(points.items()):
         output = f"runs/{number}"
         with FaultProxy(target.server.endpoint_url) as proxy:
             with proxy.hold(match, after=after) as hold:
-                driver = target.start(*here, endpoint_url=proxy.endpoint_url, output=output)
+                driver = target.start(endpoint_url=proxy.endpoint_url, output=output)
                 hold.wait()
                 driver.kill()
-                driver.communicate(timeout=30)
-            target.run(*here, output=output, endpoint_url=proxy.endpoint_url)
+                driver.communicate(timeout=100)
+            target.run(output=output, endpoint_url=proxy.endpoint_url)
             target.check(output, expected)
             if after:
                 before = len(proxy.journal)
-                again = target.run(*here, output=output, endpoint_url=proxy.endpoint_url)
+                again = target.run(output=output, endpoint_url=proxy.endpoint_url)
                 assert {record.method for record in proxy.journal[before:]} <= {"GET", "HEAD"}, point
                 assert not again.strip(), again
 
 
+@pytest.mark.usefixtures("joined_ray")
 def test_a_driver_killed_again_and_again_loses_nothing(target: Target, expected: dict[str, float]) -> None:
-    for num_parts in (1, 12, 24):
-        driver = target.start(endpoint_url=target.server.endpoint_url, output="run")
-        target.wait_for_parts("run", driver, num_parts)
-        driver.kill()
-        driver.communicate(timeout=30)
-        assert driver.returncode == -signal.SIGKILL
-        assert num_parts <= target.num_parts("run") < _NUM_SHARDS
+    with FaultProxy(target.server.endpoint_url) as proxy, proxy.hold(_LAST_PART):  # or a run could end before its time
+        for num_parts in (1, 12, 24):
+            driver = target.start(endpoint_url=proxy.endpoint_url, output="run")
+            target.wait_for_parts("run", driver, num_parts)
+            driver.kill()
+            driver.communicate(timeout=100)
+            assert driver.returncode == -signal.SIGKILL
+            assert num_parts <= target.num_parts("run") < _NUM_SHARDS
 
     said = target.run(output="run")
 
@@ -108,19 +111,29 @@ def _name(process: psutil.Process) -> str:
 
 
 def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expected: dict[str, float]) -> None:
-    driver = target.start(endpoint_url=target.server.endpoint_url, output="run")
     killed: list[str] = []
-    for num_parts in (1, 5, 9):
-        target.wait_for_parts("run", driver, num_parts)
-        victims = _workers_of(driver.pid)
-        # An actor that scans, and whatever else there is.
-        victims.sort(key=lambda process: ("ScanShard" not in _name(process), process.pid))
-        for victim in (victims[0], victims[-1]):
-            killed.append(_name(victim))
-            victim.kill()
-    _, stderr = driver.communicate(timeout=200)
+    with FaultProxy(target.server.endpoint_url) as proxy:
+        with proxy.hold(_LAST_PART):
+            driver = target.start(endpoint_url=proxy.endpoint_url, output="run")
+            for num_parts in (1, 5, 9):
+                target.wait_for_parts("run", driver, num_parts)
+                for victim in _two_workers_of(driver):
+                    killed.append(_name(victim))
+                    victim.kill()
+        _, stderr = driver.communicate(timeout=200)
 
     assert driver.returncode == 0, stderr.decode()
     assert len(killed) == 6
     assert any("ScanShard" in name for name in killed)
     target.check("run", expected)
+
+
+def _two_workers_of(driver: subprocess.Popen[bytes]) -> tuple[psutil.Process, psutil.Process]:
+    """Return an actor that scans, if there is one, and whatever else there is; waits until there are two."""
+    workers: list[psutil.Process] = []
+    while len(workers) < 2:
+        assert driver.poll() is None, driver.communicate()[1].decode()
+        workers = _workers_of(driver.pid)
+        time.sleep(0.02)
+    workers.sort(key=lambda process: ("ScanShard" not in _name(process), process.pid))
+    return workers[0], workers[-1]

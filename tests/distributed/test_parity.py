@@ -13,6 +13,8 @@ from lfm_scan import StorageConfig, read_results
 from tests.scanning import lfm_scan
 from tests.servers import S3Server
 
+pytestmark = pytest.mark.usefixtures("joined_ray")
+
 _TOLERANCE = 1e-3
 
 
@@ -30,7 +32,6 @@ def s3_images(dev_data: Path, s3_server: S3Server, s3_bucket: str) -> tuple[str,
     return s3_bucket, StorageConfig(endpoint_url=s3_server.endpoint_url)
 
 
-@pytest.mark.timeout(600)
 def test_every_development_image_in_a_folder_gets_the_logit_of_the_authors_protocol(
     dev_data: Path, published_weights: Path, tmp_path: Path
 ) -> None:
@@ -39,7 +40,6 @@ def test_every_development_image_in_a_folder_gets_the_logit_of_the_authors_proto
     _check(_by_path(read_results(tmp_path / "run"), f"{dev_data / 'dev'}{os.sep}"), dev_data, "logit_resize256")
 
 
-@pytest.mark.timeout(600)
 def test_every_development_image_in_s3_gets_the_authors_logit_of_its_centre(
     dev_data: Path, published_weights: Path, s3_images: tuple[str, StorageConfig]
 ) -> None:

@@ -176,5 +176,6 @@ def test_a_run_that_stands_still_stops_and_says_where(config: ScanConfig, s3_ser
             lfm_scan.scan(stuck)
         held.release()
 
-    outcome = lfm_scan.scan(replace(stuck, storage=StorageConfig(endpoint_url=s3_server.endpoint_url)))
+    well = replace(config, sources=stuck.sources, storage=StorageConfig(endpoint_url=s3_server.endpoint_url))
+    outcome = lfm_scan.scan(well)
     assert outcome.summary.by_status == {"ok": 6}

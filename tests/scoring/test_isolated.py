@@ -472,7 +472,7 @@ def test_a_killed_parent_leaves_no_process(marks: tuple[str, ...], tmp_path: Pat
     with parent(tmp_path, *marks) as (process, child):
         os.kill(child, 0)
         process.kill()
-        process.wait(10)
+        process.wait(100)
         wait_until_gone(child)
 
 
@@ -480,6 +480,6 @@ def test_a_killed_parent_leaves_no_process(marks: tuple[str, ...], tmp_path: Pat
 def test_ctrl_c_ends_the_parent_and_its_decoder_without_a_word_from_it(tmp_path: Path) -> None:
     with parent(tmp_path, "", "sleep") as (process, child):
         os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=100)
         assert (out.split()[-1], err, process.returncode) == ("interrupted", "", 0)
         wait_until_gone(child)

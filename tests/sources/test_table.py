@@ -690,7 +690,7 @@ def fuzz(seed: int, num_files: int) -> None:
 
 def test_a_thousand_damaged_files_raise_nothing_but_source_errors() -> None:
     code = "import sys; from tests.sources.test_table import fuzz; fuzz(int(sys.argv[1]), 1000)"
-    done = subprocess.run([sys.executable, "-c", code, "1"], capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run([sys.executable, "-c", code, "1"], capture_output=True, text=True, timeout=500, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     for outcome in ("refused", "read corrupt", "cell corrupt", "cell too_large", "read None"):
