@@ -33,6 +33,10 @@ class SynthConfig:
         crop_px: Side of a crop in pixels.
         min_shrink: Least factor by which a photograph is scaled down; below 2 traces of its JPEG file may stay.
         max_shrink: Largest factor by which a photograph is scaled down.
+        rescale_share: Share of the crops that are scaled once more, a little up or down, as pictures on the web often
+            are, 0 to 1. A detector that never saw such photographs takes them for generated.
+        vary_share: Share of the crops that get other tones and another sharpness first, as cameras and people give
+            them, 0 to 1.
         steps: Steps to train each network for; the deep ones take as many times more as they need.
         min_psnr: Of the crops a network drew without having learned from them, in dB; one below draws nothing, for it
             would teach blur.
@@ -52,6 +56,8 @@ class SynthConfig:
     crop_px: int = 256
     min_shrink: float = 2.0
     max_shrink: float = 6.0
+    rescale_share: float = 0.5
+    vary_share: float = 0.0
     steps: int = 300
     min_psnr: float = 33.0
     validation_share: float = 0.15
@@ -77,6 +83,9 @@ class SynthConfig:
             raise ConfigError(
                 f"--min-shrink {self.min_shrink:g} and --max-shrink {self.max_shrink:g} must be 1 or more, and in order"
             )
+        for name in ("rescale_share", "vary_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{flag_of(name)} must be 0 to 1, got {getattr(self, name):g}")
         if not 1 <= self.crops <= MAX_CROPS:
             raise ConfigError(f"--crops must be 1 to {MAX_CROPS}, got {self.crops}")
         if self.steps < 1:

@@ -1,19 +1,21 @@
 """From files to the crops that are the real half of the pairs.
 
 Every crop is a part of a photograph, scaled down. That removes the traces of its JPEG file, which a network would not
-draw and which would then tell the classes apart.
+draw and which would then tell the classes apart. Some are scaled once more: the fakes are drawn from what comes out, so
+that this says nothing about the label, and a detector learns that photographs, too, are interpolated.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 
 from lfm_scan.errors import ImageError
 from lfm_scan.imaging import decode_bytes
@@ -32,6 +34,12 @@ KERNELS: Final = (
     Image.Resampling.LANCZOS,
 )
 """All of Pillow's that average when they scale down; NEAREST would keep the file's own pixels, and its traces."""
+
+_ENLARGING_KERNELS: Final = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+"""Those that people enlarge photographs with; the others would repeat pixels, as generators do."""
+
+_RESCALE_RANGE: Final = (0.6, 1.5)
+"""Least and largest factor of the second scaling."""
 
 MIN_CONTRAST: Final = 5.0
 """Standard deviation of grey levels below which a crop is sky or blur, with nothing in it to learn from."""
@@ -87,13 +95,13 @@ def read_photographs(inputs: Sequence[Input], config: SynthConfig) -> Iterator[P
 
 
 def cut_crops(photograph: Photograph, config: SynthConfig, num_crops: int) -> NDArray[np.uint8]:
-    """Cut square crops at random places, scaled down by random factors with random kernels.
+    """Cut square crops at random places, scaled down by random factors with random kernels, some of them twice.
 
     Crops without contrast are passed over, so there may be fewer, or none. The first n of more are the same.
 
     Args:
         photograph: With an image.
-        config: Their size and how much they are scaled down.
+        config: Their size, how much they are scaled down, and how many are scaled again or varied.
         num_crops: At most so many.
 
     Returns:
@@ -150,9 +158,40 @@ def _unusable(uri: str, error: ImageError) -> Photograph:
 def _cut(photograph: Photograph, config: SynthConfig, rng: np.random.Generator) -> NDArray[np.uint8]:
     image = photograph.image
     assert image is not None  # noqa: S101 - `cut_crops` says so
-    largest = min(config.max_shrink, min(image.size) / config.crop_px)
-    side = min(rng.uniform(config.min_shrink, largest) * config.crop_px, *image.size)
+    factor = _second_factor(min(image.size), config, rng)
+    first_px = round(config.crop_px / factor)
+    shrink = rng.uniform(config.min_shrink, max(config.min_shrink, min(config.max_shrink, min(image.size) / first_px)))
+    side = min(shrink * first_px, *image.size)
     left, top = rng.uniform(0, image.width - side), rng.uniform(0, image.height - side)
-    kernel = KERNELS[rng.integers(len(KERNELS))]
     box = (left, top, min(left + side, image.width), min(top + side, image.height))  # sums round
-    return np.asarray(image.resize((config.crop_px, config.crop_px), kernel, box=box))
+    crop = image.resize((first_px, first_px), _any_of(KERNELS, rng), box=box)
+    if rng.random() < config.vary_share:
+        crop = _vary(crop, rng)
+    if first_px != config.crop_px:
+        kernels = KERNELS if factor < 1 else _ENLARGING_KERNELS
+        crop = crop.resize((config.crop_px, config.crop_px), _any_of(kernels, rng))
+    return np.asarray(crop)
+
+
+def _second_factor(shorter_px: int, config: SynthConfig, rng: np.random.Generator) -> float:
+    """Return by how much a crop is scaled the second time: 1 for not, no less than the photograph has pixels for."""
+    if rng.random() >= config.rescale_share:
+        return 1.0
+    least, largest = _RESCALE_RANGE
+    return math.exp(rng.uniform(math.log(max(least, config.min_side_px / shorter_px)), math.log(largest)))
+
+
+def _vary(crop: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return a crop with another sharpness and other tones: gamma, saturation and contrast."""
+    if rng.random() < 0.5:
+        crop = crop.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+    else:
+        crop = crop.filter(ImageFilter.UnsharpMask(rng.uniform(0.5, 2), int(rng.integers(30, 150)), 2))
+    gamma = math.exp(rng.uniform(-0.6, 0.6))
+    crop = crop.point([round(255 * (level / 255) ** gamma) for level in range(256)] * 3)
+    crop = ImageEnhance.Color(crop).enhance(rng.uniform(0.3, 1.8))
+    return ImageEnhance.Contrast(crop).enhance(rng.uniform(0.7, 1.6))
+
+
+def _any_of(kernels: Sequence[Image.Resampling], rng: np.random.Generator) -> Image.Resampling:
+    return kernels[int(rng.integers(len(kernels)))]

@@ -23,6 +23,8 @@ from lfm_scan.synth.kinds import KINDS
         ({"crop_px": 56}, "64 to 512"),
         ({"min_shrink": 3.0, "max_shrink": 2.0}, "--min-shrink"),
         ({"min_shrink": 0.5}, "--min-shrink"),
+        ({"rescale_share": 1.5}, "--rescale-share must be 0 to 1, got 1.5"),
+        ({"vary_share": -0.1}, "--vary-share"),
         ({"crops": 0}, "--crops"),
         ({"steps": 0}, "--steps"),
         ({"validation_share": 1.0}, "--validation-share"),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lfm_scan.options import InputConfig, StorageConfig
@@ -16,7 +17,7 @@ from tests.images import encoded, picture
 
 
 def _config(**changes: object) -> SynthConfig:
-    settings: dict[str, Any] = {"crop_px": 64, **changes}
+    settings: dict[str, Any] = {"crop_px": 64, "rescale_share": 0.0, **changes}
     return SynthConfig(("photographs",), output="out", **settings)
 
 
@@ -100,6 +101,45 @@ def test_scaling_down_is_by_the_factors_asked_for() -> None:
     assert slopes.min() > 2.8
     assert slopes.max() < 5.2
     assert slopes.max() - slopes.min() > 1
+
+
+def _finest_detail(crops: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return, for each crop, the mean squared difference of pixels side by side, over that of pixels two apart."""
+    values = crops.astype(float)
+    near, far = values[:, :, 1:] - values[:, :, :-1], values[:, :, 2:] - values[:, :, :-2]
+    ratios: NDArray[np.float64] = (near**2).mean(axis=(1, 2, 3)) / (far**2).mean(axis=(1, 2, 3))
+    return ratios
+
+
+def test_a_share_of_the_crops_is_scaled_once_more_and_shows_it() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8))
+    once, half, twice = (
+        _finest_detail(cut_crops(_photograph(noise), _config(rescale_share=share), 60)) for share in (0.0, 0.5, 1.0)
+    )
+
+    # Enlarging leaves less detail between neighbours than anything that only scaled noise down.
+    assert (once > 0.7).all()
+    assert 0.25 < (twice < 0.7).mean() < 0.85
+    assert 0.05 < (half < 0.7).mean() < (twice < 0.7).mean()
+
+
+def test_a_photograph_with_no_pixels_to_spare_is_never_scaled_up_first() -> None:
+    crops = cut_crops(_photograph(picture(128, 128)), _config(rescale_share=1.0), 20)
+
+    assert crops.shape == (20, 64, 64, 3)
+    assert len({crop.tobytes() for crop in crops}) == 20
+
+
+def test_varied_crops_have_other_tones_and_keep_the_content() -> None:
+    image = picture(128, 128)  # its whole square is the only crop, but for the kernel
+    plain = [np.asarray(image.resize((64, 64), kernel)) for kernel in KERNELS]
+
+    varied = cut_crops(_photograph(image), _config(vary_share=1.0), 20)
+
+    assert not any(np.array_equal(crop, each) for crop in varied for each in plain)
+    alike = [np.corrcoef(crop.mean(axis=2).ravel(), plain[0].mean(axis=2).ravel())[0, 1] for crop in varied]
+    assert min(alike) > 0.8
+    assert np.ptp(varied.mean(axis=(1, 2, 3))) > 10
 
 
 def test_crops_without_contrast_are_passed_over() -> None:
