@@ -23,7 +23,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def lfm_scan(
-    *arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = 240
+    *arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = 500
 ) -> subprocess.CompletedProcess[str]:
     """Run `lfm-scan` to its end."""
     return subprocess.run(

@@ -24,7 +24,7 @@ print("the summary")
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-c", _PROGRAM, *arguments]
-    return subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(program, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
 
 
 def test_what_ray_says_stays_off_the_terminal() -> None:

@@ -97,7 +97,7 @@ class Notes:
 
 def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
     def hold(shard: int, what: str) -> None:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         while time.monotonic() < deadline and (
             (shard >= 4 and len(notes.pids_of(what)) < settings.actors)
             or (shard == settings.last_shard and notes.num_alive(what) >= settings.actors)

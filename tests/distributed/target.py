@@ -54,7 +54,7 @@ class Target:
             stderr=subprocess.PIPE,
         )
 
-    def run(self, *arguments: object, output: str, endpoint_url: str | None = None, timeout_s: float = 200) -> str:
+    def run(self, *arguments: object, output: str, endpoint_url: str | None = None, timeout_s: float = 500) -> str:
         """Run a driver to its good end; return what it said."""
         driver = self.start(*arguments, endpoint_url=endpoint_url or self.server.endpoint_url, output=output)
         _, stderr = driver.communicate(timeout=timeout_s)
@@ -70,7 +70,7 @@ class Target:
 
     def wait_for_parts(self, output: str, driver: subprocess.Popen[bytes], num_parts: int) -> None:
         """Return once so many parts are committed, or the driver has ended."""
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         while self.num_parts(output) < num_parts and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 

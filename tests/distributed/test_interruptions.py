@@ -64,11 +64,11 @@ def _stop_midway_and_go_on(
     with subprocess.Popen(
         command(*driver_arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
     ) as driver:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         while len(list(parts.glob("part-*"))) < 4 and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         driver.send_signal(signum)
-        _, stderr = driver.communicate(timeout=200)
+        _, stderr = driver.communicate(timeout=500)
     assert driver.returncode == exit_code, stderr.decode()
     assert not (run_dir / "_SUCCESS.json").exists()
     committed = {path.name: path.read_bytes() for path in parts.glob("part-*")}

@@ -79,7 +79,7 @@ def ray_head(s3_server: S3Server) -> Iterator[dict[str, str]]:
 
 
 def _submit(env: dict[str, str], job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while True:
         submitted = subprocess.run(
             [_RAY, "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{job}.py", *map(str, arguments)],
@@ -87,7 +87,7 @@ def _submit(env: dict[str, str], job: str, *arguments: object) -> subprocess.Com
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=500,
             check=False,
         )
         # The job server answers before it can take a job.
@@ -156,7 +156,7 @@ def test_a_job_with_too_many_failures_has_failed_and_submit_ends_with_its_code(
     submitted = _start(
         ray_head, "scan", tmp_path / "in", "--output", tmp_path / "run", "--config", tmp_path / "scan.toml"
     )
-    stdout, stderr = submitted.communicate(timeout=200)
+    stdout, stderr = submitted.communicate(timeout=500)
 
     assert submitted.returncode == 3, stdout + stderr
     assert "error: 1 of 1 images failed, more than --max-failure-rate 0 allows" in stdout
@@ -182,9 +182,9 @@ def test_a_job_that_is_stopped_midway_goes_on_when_it_is_submitted_again(
             held.wait()
             [job] = [job for job in _ask(ray_head, "") if job["status"] == "RUNNING"]
             stop = [_RAY, "job", "stop", "--no-wait", job["submission_id"]]
-            subprocess.run(stop, env=ray_head, capture_output=True, timeout=200, check=True)
+            subprocess.run(stop, env=ray_head, capture_output=True, timeout=500, check=True)
             time.sleep(3)  # for the signal: shards that are begun are finished, and no others begin
-        stdout, stderr = first.communicate(timeout=200)
+        stdout, stderr = first.communicate(timeout=500)
         assert first.returncode == 143, stdout + stderr
         assert _ask(ray_head, job["submission_id"])["status"] == "STOPPED"
         told = json.loads(stdout.splitlines()[-1])
@@ -200,7 +200,7 @@ def test_a_job_that_is_stopped_midway_goes_on_when_it_is_submitted_again(
             iter(second.stdout.readline, f"Going on: {num_done} of {_NUM_PICTURES} images are done already\n")
         )
         os.killpg(second.pid, signal.SIGINT)
-        _, stderr = second.communicate(timeout=200)
+        _, stderr = second.communicate(timeout=500)
         assert second.returncode == 130, log + stderr
         assert "The job goes on without us." in stderr
         job_id = _job_id(stderr)
@@ -355,7 +355,7 @@ def test_a_submitted_job_trains_two_workers_on_real_images(
 
 def _wait_for_job_server(url: str, token: str, head: subprocess.Popen[bytes]) -> None:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline and head.poll() is None:
         try:
             with urllib.request.urlopen(request, timeout=5):

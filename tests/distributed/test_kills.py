@@ -120,7 +120,7 @@ def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expecte
                 for victim in _two_workers_of(driver):
                     killed.append(_name(victim))
                     victim.kill()
-        _, stderr = driver.communicate(timeout=200)
+        _, stderr = driver.communicate(timeout=500)
 
     assert driver.returncode == 0, stderr.decode()
     assert len(killed) == 6

@@ -77,14 +77,14 @@ def _start(
 
 def _wait_until(is_so: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
     """Return once something is so, or the driver has ended."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while not is_so() and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def _finish(driver: subprocess.Popen[bytes]) -> str:
     """Wait for a good end; return what the driver said."""
-    _, stderr = driver.communicate(timeout=250)
+    _, stderr = driver.communicate(timeout=500)
     assert driver.returncode == 0, stderr.decode()
     return stderr.decode()
 
@@ -141,7 +141,7 @@ def test_a_scan_that_no_node_comes_for_names_it_and_leaves_nothing_behind(target
         endpoint_url=target.server.endpoint_url,
         output="in-vain",
     )
-    _, stderr = driver.communicate(timeout=250)
+    _, stderr = driver.communicate(timeout=500)
 
     *_, said = stderr.decode().splitlines()
     assert driver.returncode == 1

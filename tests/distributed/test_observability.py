@@ -131,7 +131,7 @@ def _since(before: Mapping[str, float], name: str) -> dict[str, float]:
 
 def _wait_for_rows(before: Mapping[str, float], num_rows: int) -> None:
     """Workers report once a second, and once more before they end."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while sum(_since(before, "images_total").values()) < num_rows and time.monotonic() < deadline:
         time.sleep(0.2)
 
@@ -158,7 +158,7 @@ class _Watch(threading.Thread):
                 self.most[name] = max(value, self.most.get(name, 0.0))
 
     def wait_for(self, *names: str) -> None:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         while not self.most.keys() >= set(names) and time.monotonic() < deadline:
             time.sleep(0.2)
 

@@ -115,7 +115,7 @@ def test_workers_that_do_not_fit_and_errors_in_workers_are_one_clear_line(
         train(replace(undisturbed, output=str(tmp_path / "b"), recipe=recipe, compute=alone))
 
 
-def _wait_for(is_there: Callable[[], bool], driver: subprocess.Popen[str], timeout_s: float = 200) -> None:
+def _wait_for(is_there: Callable[[], bool], driver: subprocess.Popen[str], timeout_s: float = 500) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_there():
         assert driver.poll() is None, driver.communicate()
