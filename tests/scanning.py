@@ -13,6 +13,8 @@ from typing import Final
 import pandas as pd
 import pyarrow.parquet as pq
 
+from tests.waiting import PATIENCE_S
+
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 SCORE_COLUMNS: Final = ["uri", "status", "logit", "score", "assessable", "flagged", "sha256"]
 
@@ -23,7 +25,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def lfm_scan(
-    *arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = 500
+    *arguments: object, env: Mapping[str, str] | None = None, timeout_s: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """Run `lfm-scan` to its end."""
     return subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from lfm_scan.options import StorageConfig
 from tests.images import encoded
 from tests.scanning import REPOSITORY, command
 from tests.servers import S3Server
+from tests.waiting import PATIENCE_S, wait_until
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Target:
             stderr=subprocess.PIPE,
         )
 
-    def run(self, *arguments: object, output: str, endpoint_url: str | None = None, timeout_s: float = 500) -> str:
+    def run(
+        self, *arguments: object, output: str, endpoint_url: str | None = None, timeout_s: float = PATIENCE_S
+    ) -> str:
         """Run a driver to its good end; return what it said."""
         driver = self.start(*arguments, endpoint_url=endpoint_url or self.server.endpoint_url, output=output)
         _, stderr = driver.communicate(timeout=timeout_s)
@@ -70,9 +72,7 @@ class Target:
 
     def wait_for_parts(self, output: str, driver: subprocess.Popen[bytes], num_parts: int) -> None:
         """Return once so many parts are committed, or the driver has ended."""
-        deadline = time.monotonic() + 500
-        while self.num_parts(output) < num_parts and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: self.num_parts(output) >= num_parts or driver.poll() is not None)
 
     def expected_logits(self) -> dict[str, float]:
         """Return what each image must get."""

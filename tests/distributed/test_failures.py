@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import os
 import re
-import time
 
 import pytest
 import ray
 
 from lfm_scan.distributed.failures import dying
+from tests.waiting import wait_until
 
 
 class _Mortal:
@@ -35,7 +35,5 @@ def test_actors_that_die_again_and_again_are_counted() -> None:
     for number in (1, 2):
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(mortal.die.remote())  # type: ignore[attr-defined]
-        deadline = time.monotonic() + 500
-        while _num_deaths() < before + number and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: _num_deaths() >= before + number, every_s=0.05)  # noqa: B023 - called at once
         assert _num_deaths() == before + number

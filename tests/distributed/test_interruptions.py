@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ from lfm_scan.config import ScanConfig
 from tests.images import write_pictures
 from tests.scanning import REPOSITORY, SCORE_COLUMNS, command
 from tests.scanning import lfm_scan as run_lfm_scan
+from tests.waiting import wait_until
 
 _NUM_PICTURES = 120
 
@@ -64,9 +64,7 @@ def _stop_midway_and_go_on(
     with subprocess.Popen(
         command(*driver_arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
     ) as driver:
-        deadline = time.monotonic() + 500
-        while len(list(parts.glob("part-*"))) < 4 and driver.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: len(list(parts.glob("part-*"))) >= 4 or driver.poll() is not None)
         driver.send_signal(signum)
         _, stderr = driver.communicate(timeout=500)
     assert driver.returncode == exit_code, stderr.decode()

@@ -24,6 +24,7 @@ from tests.distributed.probe import Notes, Settings
 from tests.distributed.target import Target, make_target
 from tests.scanning import REPOSITORY
 from tests.servers import S3Server, free_port
+from tests.waiting import wait_until
 
 _NUM_PICTURES = 120
 _SHARD_SIZE = 3
@@ -77,9 +78,7 @@ def _start(
 
 def _wait_until(is_so: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
     """Return once something is so, or the driver has ended."""
-    deadline = time.monotonic() + 500
-    while not is_so() and driver.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: is_so() or driver.poll() is not None)
 
 
 def _finish(driver: subprocess.Popen[bytes]) -> str:

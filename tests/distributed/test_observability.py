@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from tests.distributed.shapes import staged_on_cpus
 from tests.faults import Fault, FaultProxy, Record, Request
 from tests.images import encoded
 from tests.servers import S3Server
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -131,9 +131,7 @@ def _since(before: Mapping[str, float], name: str) -> dict[str, float]:
 
 def _wait_for_rows(before: Mapping[str, float], num_rows: int) -> None:
     """Workers report once a second, and once more before they end."""
-    deadline = time.monotonic() + 500
-    while sum(_since(before, "images_total").values()) < num_rows and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_until(lambda: sum(_since(before, "images_total").values()) >= num_rows, every_s=0.2)
 
 
 class _Watch(threading.Thread):
@@ -158,9 +156,7 @@ class _Watch(threading.Thread):
                 self.most[name] = max(value, self.most.get(name, 0.0))
 
     def wait_for(self, *names: str) -> None:
-        deadline = time.monotonic() + 500
-        while not self.most.keys() >= set(names) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until(lambda: self.most.keys() >= set(names))
 
 
 def test_prometheus_sees_every_row_once(scanned: Scanned) -> None:

@@ -11,7 +11,14 @@ from lfm_scan.options import InputConfig, StorageConfig
 from lfm_scan.sources.select import list_inputs
 from lfm_scan.status import Status
 from lfm_scan.synth.config import SynthConfig
-from lfm_scan.synth.photographs import KERNELS, Photograph, cut_crops, read_photographs, without_duplicates
+from lfm_scan.synth.photographs import (
+    KERNELS,
+    Photograph,
+    _second_factor,
+    cut_crops,
+    read_photographs,
+    without_duplicates,
+)
 from lfm_scan.training.samples import Split
 from tests.images import encoded, picture
 
@@ -123,11 +130,14 @@ def test_a_share_of_the_crops_is_scaled_once_more_and_shows_it() -> None:
     assert 0.05 < (half < 0.7).mean() < (twice < 0.7).mean()
 
 
-def test_a_photograph_with_no_pixels_to_spare_is_never_scaled_up_first() -> None:
+def test_a_photograph_with_no_pixels_to_spare_is_not_asked_for_more() -> None:
     crops = cut_crops(_photograph(picture(128, 128)), _config(rescale_share=1.0), 20)
 
     assert crops.shape == (20, 64, 64, 3)
     assert len({crop.tobytes() for crop in crops}) == 20
+    config, rng = _config(rescale_share=1.0), np.random.default_rng(0)
+    assert min(_second_factor(128, config, rng) for _ in range(200)) >= 1
+    assert min(_second_factor(1280, config, rng) for _ in range(200)) < 0.7
 
 
 def test_varied_crops_have_other_tones_and_keep_the_content() -> None:
