@@ -12,12 +12,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import ray
 from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
@@ -90,9 +89,12 @@ class Notes:
         """Return the processes that did something."""
         return {note.pid for note in self if note.what == what}
 
-    def num_alive(self, what: str) -> int:
-        """Return how many of them are there."""
-        return sum(map(psutil.pid_exists, self.pids_of(what)))
+    def num_alive(self, what: str, actors: Mapping[str, Mapping[str, Any]]) -> int:
+        """Return how many of them Ray's table of actors calls alive.
+
+        An actor that was given up is not, though its process may outlive the start of the next one's.
+        """
+        return len({each["Pid"] for each in actors.values() if each["State"] == "ALIVE"} & self.pids_of(what))
 
 
 def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
@@ -100,7 +102,7 @@ def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
         deadline = time.monotonic() + 500
         while time.monotonic() < deadline and (
             (shard >= 4 and len(notes.pids_of(what)) < settings.actors)
-            or (shard == settings.last_shard and notes.num_alive(what) >= settings.actors)
+            or (shard == settings.last_shard and notes.num_alive(what, ray._private.state.actors()) >= settings.actors)
         ):
             time.sleep(0.1)
 

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import ray.util
+from ray._private.state import GlobalState
 from ray.cluster_utils import Cluster
 
 from lfm_scan.storage.s3_client import forget_clients
@@ -94,10 +95,10 @@ def test_cpu_nodes_decode_gpu_nodes_score_and_the_pool_grows_and_shrinks(
     _, *cpu_nodes, gpu_node = _nodes_in_order(cluster)
     settings = Settings(gpus_score=True, actors=2, last_shard=_NUM_SHARDS - 1)
     driver = _start(target, cluster, tmp_path, settings, "--max-actors", 2)
-    notes = Notes(tmp_path)
+    notes, state = Notes(tmp_path), _state_of(cluster)
     sizes: list[int] = []
     while driver.poll() is None:
-        size = notes.num_alive("score actor")
+        size = notes.num_alive("score actor", state.actor_table(None))
         if [size] != sizes[-1:]:
             sizes.append(size)
             num_parts = target.num_parts(tmp_path.name)
@@ -209,6 +210,17 @@ def test_a_cluster_without_nodes_is_asked_for_them_and_waited_for(
     (decoded,), (scored,) = notes.nodes_of("prepare"), notes.nodes_of("score")
     assert len({decoded, scored, *_nodes_in_order(empty_cluster)}) == 3
     target.check(folder.name, {uri: logit for uri, logit in expected.items() if "/in/000" in uri})
+
+
+def _state_of(cluster: Cluster) -> Any:  # noqa: ANN401 - Ray gives it no types
+    """Return Ray's tables, for a process that is no driver."""
+    raylet: Any = ray._raylet
+    state: Any = GlobalState()  # type: ignore[no-untyped-call]
+    options = raylet.GcsClientOptions.create(
+        cluster.address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
+    )
+    state._initialize_global_state(options)
+    return state
 
 
 def _nodes_in_order(cluster: Cluster) -> list[str]:
