@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import pytest
 import ray
@@ -11,6 +12,9 @@ from tests.waiting import wait_until
 
 
 class _Mortal:
+    def live(self) -> bool:
+        return True
+
     def die(self) -> None:
         os._exit(1)
 
@@ -29,11 +33,18 @@ def _num_deaths() -> int:
 
 @pytest.mark.usefixtures("local_ray")
 def test_actors_that_die_again_and_again_are_counted() -> None:
-    mortal = ray.remote(num_cpus=0, max_restarts=-1)(_Mortal).remote()
+    mortal: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Mortal).remote()
     before = _num_deaths()
 
+    def lives() -> bool:
+        try:
+            return bool(ray.get(mortal.live.remote()))
+        except ray.exceptions.RayActorError:  # it is being started again
+            return False
+
     for number in (1, 2):
+        wait_until(lives)  # a call in between ends as one that killed it would
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(mortal.die.remote())  # type: ignore[attr-defined]
+            ray.get(mortal.die.remote())
         wait_until(lambda: _num_deaths() >= before + number, every_s=0.05)  # noqa: B023 - called at once
         assert _num_deaths() == before + number
