@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from lfm_scan.model import LFM, CheckpointMetadata, save_checkpoint
 from lfm_scan.storage.s3_client import forget_clients
 from tests.cluster.filled import scan_policies
 from tests.servers import S3Server, run_s3_server
+from tests.waiting import PATIENCE_S
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -56,6 +58,16 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     s3_server.client().create_bucket(Bucket=bucket)
     yield bucket
     forget_clients()
+
+
+@pytest.fixture(autouse=True)
+def _no_heartbeat_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait for all last beats: those to a store that went away would be requests of the next test."""
+    monkeypatch.setattr("lfm_scan.runs.heartbeat._LAST_BEAT_WAIT_S", PATIENCE_S)
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "heartbeat":
+            thread.join(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ class Hold:
         self._reached = threading.Event()
         self._released = threading.Event()
 
-    def wait(self, timeout_s: float = 200.0) -> None:
+    def wait(self, timeout_s: float = 500.0) -> None:
         """Wait until a request is held here.
 
         Raises:

@@ -17,7 +17,7 @@ def test_the_smoke_run_fetches_directly_and_through_the_delay(
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)  # put back afterwards
     out = tmp_path / "latency.json"
-    latency.main(["--smoke", "--out", str(out)])
+    latency.main(["--smoke", "--delay-ms", "300", "--out", str(out)])
 
     sides = json.loads(out.read_text())["sides"]
     assert [side["in_flight"] for side in sides] == [1, 4, 16, 64]

@@ -12,8 +12,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from lfm_scan.distributed.resources import Claim, Node, PipelineShape
 from lfm_scan.distributed.tasks import ToDo, commit
 from lfm_scan.options import ComputeConfig
 from lfm_scan.runs.shard import ShardJob
+from tests.waiting import wait_until
+
+_GO_ON = "go-on"
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Settings:
         gpus_score: Lay the pipeline out as where GPUs score; the network runs on a CPU all the same.
         actors: All shards but the first few are held until so many actors have one.
         last_shard: Is held until there is one actor less.
+        halfway: This shard and those after it are held until `Notes.go_on`.
     """
 
     gpus_score: bool = False
     actors: int = 1
     last_shard: int = -1
+    halfway: int = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,17 @@ class Notes:
         with (self._folder / f"{note.pid}.jsonl").open("a") as file:
             file.write(json.dumps(asdict(note)) + "\n")
 
+    def go_on(self) -> None:
+        """Let those go on that are held halfway."""
+        (self._folder / _GO_ON).touch()
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether they may."""
+        return (self._folder / _GO_ON).exists()
+
     def __iter__(self) -> Iterator[Note]:
-        for path in self._folder.iterdir():
+        for path in self._folder.glob("*.jsonl"):
             for line in path.read_text().splitlines(keepends=True):
                 if line.endswith("\n"):  # else it is being written
                     yield Note(**json.loads(line))
@@ -89,6 +104,12 @@ class Notes:
         """Return the processes that did something."""
         return {note.pid for note in self if note.what == what}
 
+    def pool_sizes(self, what: str, actors: Mapping[str, Mapping[str, Any]]) -> list[int]:
+        """Return how many of them were actors at a time, one number after the other, by Ray's table of actors."""
+        ours = [each for each in actors.values() if each["Pid"] in self.pids_of(what)]
+        changes = [(each["StartTime"], 1) for each in ours] + [(each["EndTime"], -1) for each in ours]
+        return list(accumulate(change for at, change in sorted(changes) if at))
+
     def num_alive(self, what: str, actors: Mapping[str, Mapping[str, Any]]) -> int:
         """Return how many of them Ray's table of actors calls alive.
 
@@ -99,12 +120,16 @@ class Notes:
 
 def _run(notes: Notes, settings: Settings, arguments: Sequence[str]) -> int:
     def hold(shard: int, what: str) -> None:
-        deadline = time.monotonic() + 500
-        while time.monotonic() < deadline and (
-            (shard >= 4 and len(notes.pids_of(what)) < settings.actors)
-            or (shard == settings.last_shard and notes.num_alive(what, ray._private.state.actors()) >= settings.actors)
-        ):
-            time.sleep(0.1)
+        waits_for: list[Callable[[], bool]] = []
+        if shard >= 4:
+            waits_for.append(lambda: len(notes.pids_of(what)) >= settings.actors)
+        if shard >= settings.halfway:
+            waits_for.append(lambda: notes.may_go_on)
+        if shard == settings.last_shard:
+            waits_for.append(lambda: notes.num_alive(what, ray._private.state.actors()) < settings.actors)
+        for is_so in waits_for:
+            wait_until(is_so, every_s=0.1)
+            assert is_so(), shard
 
     class NotedScan(pipeline.ScanShard):
         def __call__(self, item: pa.Table) -> pa.Table:

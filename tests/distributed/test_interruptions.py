@@ -14,9 +14,10 @@ from lfm_scan.config import ScanConfig
 from tests.images import write_pictures
 from tests.scanning import REPOSITORY, SCORE_COLUMNS, command
 from tests.scanning import lfm_scan as run_lfm_scan
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 _NUM_PICTURES = 120
+_SHARD_SIZE = 2  # many shards, so that seconds pass between the fourth and the last
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,10 @@ def undisturbed(
 def driver_arguments(pictures: Path, tiny_weights: Path, tmp_path: Path) -> list[str]:
     """Arguments of a scan of many small shards into tmp_path / "run"."""
     return list(
-        map(str, ("scan", pictures, "--output", tmp_path / "run", "--weights", tiny_weights, "--shard-size", 5))
+        map(
+            str,
+            ("scan", pictures, "--output", tmp_path / "run", "--weights", tiny_weights, "--shard-size", _SHARD_SIZE),
+        )
     )
 
 
@@ -66,11 +70,11 @@ def _stop_midway_and_go_on(
     ) as driver:
         wait_until(lambda: len(list(parts.glob("part-*"))) >= 4 or driver.poll() is not None)
         driver.send_signal(signum)
-        _, stderr = driver.communicate(timeout=500)
+        _, stderr = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == exit_code, stderr.decode()
     assert not (run_dir / "_SUCCESS.json").exists()
     committed = {path.name: path.read_bytes() for path in parts.glob("part-*")}
-    assert 4 <= len(committed) < _NUM_PICTURES // 5
+    assert 4 <= len(committed) < _NUM_PICTURES // _SHARD_SIZE
     assert b"Repeat the same command to go on" in stderr
 
     again = run_lfm_scan(*driver_arguments)
@@ -91,7 +95,7 @@ def test_two_drivers_at_once_share_one_run(
         subprocess.Popen(command(*driver_arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
-    ends = [(driver.communicate(timeout=240), driver.returncode) for driver in drivers]
+    ends = [(driver.communicate(timeout=2 * PATIENCE_S), driver.returncode) for driver in drivers]
 
     assert [code for _, code in ends] == [0, 0], ends
     pd.testing.assert_frame_equal(lfm_scan.read_results(tmp_path / "run")[SCORE_COLUMNS], undisturbed[SCORE_COLUMNS])

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,13 +172,14 @@ def test_a_job_that_is_stopped_midway_goes_on_when_it_is_submitted_again(
     target = make_target(s3_server, s3_bucket, tiny_weights, _NUM_PICTURES, shard_size=2)
     scan = ("scan", f"s3://{s3_bucket}/in/", "--output", target.uri("run"), "--weights", tiny_weights)
 
-    def is_late(request: Request) -> bool:
+    def reads_from(first: int, request: Request) -> bool:
         name = re.search(r"in/(\d+)\.png", request.path)
-        return request.method == "GET" and name is not None and int(name[1]) >= _FIRST_HELD
+        return request.method == "GET" and name is not None and int(name[1]) >= first
 
     with FaultProxy(s3_server.endpoint_url) as proxy:
         here = ("--endpoint-url", proxy.endpoint_url, "--shard-size", 2)
-        with proxy.hold(is_late) as held:
+        never = proxy.hold(partial(reads_from, 2 * _FIRST_HELD))  # or a run might end before the signal reaches it
+        with proxy.hold(partial(reads_from, _FIRST_HELD)) as held:
             first = _start(ray_head, *scan, *here)
             held.wait()
             [job] = [job for job in _ask(ray_head, "") if job["status"] == "RUNNING"]
@@ -185,6 +187,7 @@ def test_a_job_that_is_stopped_midway_goes_on_when_it_is_submitted_again(
             subprocess.run(stop, env=ray_head, capture_output=True, timeout=500, check=True)
             time.sleep(3)  # for the signal: shards that are begun are finished, and no others begin
         stdout, stderr = first.communicate(timeout=500)
+        never.release()
         assert first.returncode == 143, stdout + stderr
         assert _ask(ray_head, job["submission_id"])["status"] == "STOPPED"
         told = json.loads(stdout.splitlines()[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import time
@@ -96,10 +97,11 @@ def test_a_driver_killed_again_and_again_loses_nothing(target: Target, expected:
 
 
 def _workers_of(driver_pid: int) -> list[psutil.Process]:
-    """Return the Ray workers of a driver's own cluster that have begun to work."""
+    """Return the Ray workers of a driver's own cluster that have begun to work, the eldest first."""
     with contextlib.suppress(psutil.NoSuchProcess):
         processes = psutil.Process(driver_pid).children(recursive=True)
-        return [each for each in processes if _name(each).startswith("ray::") and "IDLE" not in _name(each)]
+        workers = [each for each in processes if re.match(r"ray::(?!IDLE|\w*Agent)", _name(each))]
+        return sorted(workers, key=psutil.Process.create_time)  # Ray itself ends with its agents
     return []
 
 
@@ -117,9 +119,7 @@ def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expecte
             driver = target.start(endpoint_url=proxy.endpoint_url, output="run")
             for num_parts in (1, 5, 9):
                 target.wait_for_parts("run", driver, num_parts)
-                for victim in _two_workers_of(driver):
-                    killed.append(_name(victim))
-                    victim.kill()
+                killed += _kill_two_workers_of(driver)
         _, stderr = driver.communicate(timeout=500)
 
     assert driver.returncode == 0, stderr.decode()
@@ -128,12 +128,18 @@ def test_six_workers_killed_two_at_a_time_cost_only_time(target: Target, expecte
     target.check("run", expected)
 
 
-def _two_workers_of(driver: subprocess.Popen[bytes]) -> tuple[psutil.Process, psutil.Process]:
-    """Return an actor that scans, if there is one, and whatever else there is; waits until there are two."""
-    workers: list[psutil.Process] = []
-    while len(workers) < 2:
+def _kill_two_workers_of(driver: subprocess.Popen[bytes]) -> list[str]:
+    """Kill an actor that scans, if there is one, and whatever else there is; return what they were."""
+    killed: list[str] = []
+    while len(killed) < 2:
         assert driver.poll() is None, driver.communicate()[1].decode()
-        workers = _workers_of(driver.pid)
-        time.sleep(0.02)
-    workers.sort(key=lambda process: ("ScanShard" not in _name(process), process.pid))
-    return workers[0], workers[-1]
+        workers = sorted(_workers_of(driver.pid), key=lambda process: "ScanShard" not in _name(process))
+        if len(workers) < 2 - len(killed):
+            time.sleep(0.02)
+            continue
+        victim = workers[-1 if killed else 0]
+        name = _name(victim)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself: another one then
+            victim.kill()
+            killed.append(name)
+    return killed

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -96,19 +96,11 @@ def test_cpu_nodes_decode_gpu_nodes_score_and_the_pool_grows_and_shrinks(
     settings = Settings(gpus_score=True, actors=2, last_shard=_NUM_SHARDS - 1)
     driver = _start(target, cluster, tmp_path, settings, "--max-actors", 2)
     notes, state = Notes(tmp_path), _state_of(cluster)
-    sizes: list[int] = []
-    while driver.poll() is None:
-        size = notes.num_alive("score actor", state.actor_table(None))
-        if [size] != sizes[-1:]:
-            sizes.append(size)
-            num_parts = target.num_parts(tmp_path.name)
-        if sizes == [0, 1, 2, 1]:
-            assert num_parts < _NUM_SHARDS
-            break
-        time.sleep(0.05)
     _finish(driver)
 
-    assert sizes == [0, 1, 2, 1]
+    sizes = notes.pool_sizes("score actor", state.actor_table(None))
+    assert sizes[:3] == [1, 2, 1]  # before the end: the last shard was held until then
+    assert max(sizes) == 2
     assert notes.nodes_of("prepare") == set(cpu_nodes)
     assert notes.nodes_of("score") == {gpu_node}
     assert notes.nodes_of("commit") <= set(cpu_nodes)
@@ -119,7 +111,7 @@ def test_a_node_added_midway_is_used_and_one_that_dies_costs_only_time(
     target: Target, expected: dict[str, float], cluster: Cluster, tmp_path: Path
 ) -> None:
     _, first, second, _ = _nodes_in_order(cluster)
-    driver = _start(target, cluster, tmp_path, Settings(actors=3), "--device", "cpu")
+    driver = _start(target, cluster, tmp_path, Settings(actors=3, halfway=_NUM_SHARDS // 2), "--device", "cpu")
     notes = Notes(tmp_path)
     _wait_until(lambda: notes.nodes_of("scan") == {first, second}, driver)
     added = cluster.add_node(num_cpus=1)
@@ -127,9 +119,10 @@ def test_a_node_added_midway_is_used_and_one_that_dies_costs_only_time(
     num_parts = target.num_parts(tmp_path.name)
     (victim,) = (node for node in cluster.worker_nodes if node.node_id == second)
     cluster.remove_node(victim, allow_graceful=False)
+    notes.go_on()
     _finish(driver)
 
-    assert num_parts < _NUM_SHARDS - 3
+    assert num_parts <= _NUM_SHARDS // 2
     assert notes.nodes_of("scan") == {first, second, added.node_id}
     target.check(tmp_path.name, expected)
 
@@ -145,7 +138,11 @@ def test_a_scan_that_no_node_comes_for_names_it_and_leaves_nothing_behind(target
 
     *_, said = stderr.decode().splitlines()
     assert driver.returncode == 1
-    assert said.startswith("error: stopped: no shard was finished for 4 s (--stall-timeout), 40 of 40 are left. ")
+    stalled = re.match(
+        r"error: stopped: no shard was finished for (\d+) s \(--stall-timeout\), 40 of 40 are left", said
+    )
+    assert stalled is not None, said
+    assert int(stalled[1]) >= 4
     assert "There is no node for a scoring actor, which claims 4 GPU, in the cluster of 2 CPUs, 2 GPUs and " in said
     assert "Traceback" not in stderr.decode()
 

@@ -26,6 +26,7 @@ _SHARD_SIZE = 6
 _FAULTS = Faults(
     reads=Odds(status=0.10, broken_body=0.05, reset=0.03, stall=0.02, flip=0.01),
     writes=Odds(status=0.10, lost_reply=0.15, reset=0.05),
+    max_per_request=4,  # a fifth in a row before anything has worked would be a store that is down
 )
 
 

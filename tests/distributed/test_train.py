@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
 
 import lfm_scan
 from lfm_scan.concurrency import Background
@@ -88,7 +90,7 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(undisturbed: TrainC
     class Killer(TrainListener):
         def progressed(self, event: Event) -> None:
             if event["kind"] == "epoch" and not killed:
-                workers = [each for each in psutil.process_iter() if "RayTrainWorker" in " ".join(_command_of(each))]
+                workers = [each for each in _processes_of_this_ray() if "RayTrainWorker" in " ".join(_command_of(each))]
                 killed.append(workers[-1].pid)
                 os.kill(workers[-1].pid, signal.SIGKILL)
 
@@ -96,6 +98,13 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(undisturbed: TrainC
 
     assert killed
     assert_same_weights(_last(config), _last(undisturbed))
+
+
+def _processes_of_this_ray() -> list[psutil.Process]:
+    """Leave out those of other tests, which may train now."""
+    node: Any = ray._private.worker._global_node
+    (raylet,) = node.all_processes["raylet"]
+    return psutil.Process(raylet.process.pid).children(recursive=True)
 
 
 def _command_of(process: psutil.Process) -> list[str]:

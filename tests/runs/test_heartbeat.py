@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from lfm_scan.runs.summary import Summary
 from lfm_scan.runs.usage import Usage
 from lfm_scan.version import __version__
 from tests.servers import S3Server, free_port
+from tests.waiting import wait_until
 
 _PLAN = Plan(num_rows=20, shard_size=4, files=("plan/plan-000000.parquet",), sha256="0")
 
@@ -32,10 +32,8 @@ def _receipt(shard: int, *, created: bool = True, **by_status: int) -> Receipt:
 
 
 def _wait_for(is_there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_there():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(is_there, every_s=0.005)
+    assert is_there()
 
 
 def _beat(path: str) -> Beat:

@@ -14,7 +14,7 @@ from lfm_scan.scoring.weights import read_weights
 from lfm_scan.storage import StorageConfig
 from tests.servers import Reply, ScriptedServer, free_port
 
-STORAGE = StorageConfig(max_attempts=1, connect_timeout=2, read_timeout=2)
+STORAGE = StorageConfig(max_attempts=1)
 
 
 @pytest.fixture
