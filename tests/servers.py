@@ -22,6 +22,8 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
+from tests.waiting import PATIENCE_S
+
 _START_TIMEOUT_S: Final = 200
 _ACCESS_KEY: Final = "lfmtestaccess"
 _SECRET_KEY: Final = "lfmtestsecretlfmtestsecret"
@@ -69,8 +71,11 @@ class S3Server:
     def _client(self) -> Any:  # noqa: ANN401
         return self.client_of(self.access_key)
 
-    def client_of(self, access_key: str) -> Any:  # noqa: ANN401
-        """Return a new boto3 client signed in as another identity, whose access key is its name."""
+    def client_of(self, access_key: str, *, read_timeout: float = PATIENCE_S) -> Any:  # noqa: ANN401
+        """Return a new boto3 client signed in as another identity, whose access key is its name.
+
+        A reply that is merely late must not make it ask again: what it asked for may have been done.
+        """
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -80,7 +85,7 @@ class S3Server:
             config=Config(
                 retries={"mode": "standard", "max_attempts": 3},
                 connect_timeout=3,
-                read_timeout=10,
+                read_timeout=read_timeout,
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 s3={"addressing_style": "path"},
@@ -101,7 +106,7 @@ def run_s3_server(folder: Path, policies: Mapping[str, str] | None = None) -> It
         policies: IAM policies by the name of the identity that has each, besides the admin.
     """
     policies = policies or {}
-    ports = dict(zip(("master", "volume", "filer", "s3"), _free_port_pairs(4), strict=True))
+    ports = {name: (free_port(), free_port()) for name in ("master", "volume", "filer", "s3")}
     identity = {
         "name": "admin",
         "credentials": [{"accessKey": _ACCESS_KEY, "secretKey": _SECRET_KEY}],
@@ -151,11 +156,11 @@ def run_s3_server(folder: Path, policies: Mapping[str, str] | None = None) -> It
         # Asked politely it takes 10 s, and its data are thrown away.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(PATIENCE_S)
 
 
 def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    client = server.client()
+    client = server.client_of(_ACCESS_KEY, read_timeout=10)  # a server that is starting may never answer
     deadline = time.monotonic() + _START_TIMEOUT_S
     failure = "nothing answered"
     while time.monotonic() < deadline:
@@ -181,17 +186,16 @@ def _wait_until_ready(server: S3Server, process: subprocess.Popen[bytes], log: P
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a TCP port of 127.0.0.1 that nobody listens on, and that is given to nobody else while this process lives.
 
-
-def _free_port_pairs(count: int) -> list[tuple[int, int]]:
-    """Return pairs of different free ports: all are held while the others are chosen."""
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2 * count)]
-        ports = [int(listener.getsockname()[1]) for listener in listeners]
-    return list(zip(ports[::2], ports[1::2], strict=True))
+    It refuses connections until a server that binds it with SO_REUSEADDR, as nearly all do, listens on it.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    port = int(holder.getsockname()[1])
+    holder.detach()  # nobody closes it
+    return port
 
 
 class FaultyProxy:
@@ -312,6 +316,11 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class _ThreadingServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024  # with the usual 5, many clients at once wait seconds for a connection
+
+
 class ScriptedServer:
     """An HTTP server that answers what a function says, for what the real store will not do on request.
 
@@ -349,8 +358,7 @@ class ScriptedServer:
             def log_message(self, *_: object) -> None:
                 """Keep quiet."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _ThreadingServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property

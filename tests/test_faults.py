@@ -23,11 +23,12 @@ from botocore.config import Config
 
 from tests.faults import Callback, Fault, FaultProxy, Faults, Odds, Request
 from tests.servers import Reply, S3Server, ScriptedServer
+from tests.waiting import PATIENCE_S, wait_until
 
 BODY = bytes(range(256)) * 400
 
 
-def client_of(server: S3Server, endpoint_url: str, *, read_timeout: float = 20) -> Any:  # noqa: ANN401
+def client_of(server: S3Server, endpoint_url: str) -> Any:  # noqa: ANN401
     """Return a boto3 client, which never tries twice, of the server behind a proxy."""
     return boto3.session.Session().client(
         "s3",
@@ -38,7 +39,7 @@ def client_of(server: S3Server, endpoint_url: str, *, read_timeout: float = 20) 
         config=Config(
             retries={"total_max_attempts": 1},
             connect_timeout=3,
-            read_timeout=read_timeout,
+            read_timeout=PATIENCE_S,
             max_pool_connections=80,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -113,7 +114,7 @@ def test_a_chunked_request_and_a_chunked_reply_pass_and_the_connection_stays_ope
     script = Reply(body=chunked, headers={"Transfer-Encoding": "chunked", "Content-Length": ""})
     with _raw_server(script) as (url, bodies), FaultProxy(url) as proxy:
         host = proxy.endpoint_url.removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=10)
+        connection = http.client.HTTPConnection(host, timeout=PATIENCE_S)
         for _ in range(2):
             connection.request("POST", "/x", body=iter([b"one", b"two"]), encode_chunked=True)
             assert connection.getresponse().read() == b"abcd0123456789abcdef"
@@ -168,7 +169,7 @@ def test_sixty_four_clients_at_once_each_get_their_own_answers(s3_server: S3Serv
         barrier = threading.Barrier(64)
 
         def put_and_get(key: str) -> bytes:
-            barrier.wait(30)
+            barrier.wait(PATIENCE_S)
             client.put_object(Bucket=s3_bucket, Key=key, Body=key.encode() * 1000)
             return get(client, s3_bucket, key)
 
@@ -213,7 +214,7 @@ def test_a_reset_comes_before_the_store_is_asked(s3_server: S3Server, s3_bucket:
 def test_a_reset_is_a_reset_and_not_an_end(s3_server: S3Server) -> None:
     with (
         FaultProxy(s3_server.endpoint_url, faults=always_on_reads(Fault.RESET)) as proxy,
-        socket.create_connection(("127.0.0.1", port_of(proxy)), 20) as sock,
+        socket.create_connection(("127.0.0.1", port_of(proxy)), PATIENCE_S) as sock,
     ):
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         with pytest.raises(ConnectionResetError):
@@ -261,7 +262,7 @@ def test_what_arrives_of_a_broken_body_is_its_beginning(s3_server: S3Server) -> 
         ScriptedServer(lambda _: Reply(body=BODY)) as server,
         FaultProxy(server.endpoint_url, 1, always_on_reads(Fault.BROKEN_BODY)) as proxy,
     ):
-        connection = http.client.HTTPConnection(proxy.endpoint_url.removeprefix("http://"), timeout=20)
+        connection = http.client.HTTPConnection(proxy.endpoint_url.removeprefix("http://"), timeout=PATIENCE_S)
         connection.request("GET", "/b/k")
         received = read_until_reset(connection.getresponse())
         connection.close()
@@ -297,7 +298,7 @@ def test_a_broken_chunked_reply_never_gets_its_last_chunk() -> None:
         _raw_server(Reply(body=chunked)) as (url, _),
         FaultProxy(url, faults=Faults(writes=always(Fault.BROKEN_BODY))) as proxy,
     ):
-        connection = http.client.HTTPConnection(proxy.endpoint_url.removeprefix("http://"), timeout=20)
+        connection = http.client.HTTPConnection(proxy.endpoint_url.removeprefix("http://"), timeout=PATIENCE_S)
         connection.request("POST", "/x", body=iter([b"one"]), encode_chunked=True)
         with pytest.raises((ConnectionResetError, http.client.IncompleteRead)):
             connection.getresponse().read()
@@ -308,8 +309,9 @@ def test_a_broken_chunked_reply_never_gets_its_last_chunk() -> None:
 def test_a_stall_lasts_until_the_client_gives_up(s3_server: S3Server, s3_bucket: str) -> None:
     s3_server.put(s3_bucket, "a", BODY)
     with FaultProxy(s3_server.endpoint_url, faults=always_on_reads(Fault.STALL, stall_s=600)) as proxy:
-        client = client_of(s3_server, proxy.endpoint_url, read_timeout=0.5)
+        client = client_of(s3_server, proxy.endpoint_url)
         reply = client.get_object(Bucket=s3_bucket, Key="a")
+        reply["Body"].set_socket_timeout(0.5)
         with pytest.raises(botocore.exceptions.ReadTimeoutError):
             reply["Body"].read()
         reply["Body"].close()
@@ -430,7 +432,7 @@ def test_a_store_that_is_down_refuses_new_connections_and_resets_open_ones(s3_se
     s3_server.put(s3_bucket, "a", BODY)
     with proxied(s3_server) as (proxy, client):
         port = port_of(proxy)
-        with socket.create_connection(("127.0.0.1", port), 10) as idle:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as idle:
             assert get(client, s3_bucket) == BODY
             proxy.down = True
             with pytest.raises(ConnectionResetError):
@@ -438,7 +440,7 @@ def test_a_store_that_is_down_refuses_new_connections_and_resets_open_ones(s3_se
         with pytest.raises(botocore.exceptions.EndpointConnectionError):
             get(client, s3_bucket)
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), 10)
+            socket.create_connection(("127.0.0.1", port), PATIENCE_S)
         proxy.down = False
         assert get(client, s3_bucket) == BODY
         assert len(proxy.journal) == 2
@@ -451,7 +453,7 @@ def test_a_put_can_be_held_before_the_store_has_it(s3_server: S3Server, s3_bucke
             hold.wait()
             client.put_object(Bucket=s3_bucket, Key="b", Body=b"y")  # others pass
             assert keys_in(s3_server, s3_bucket) == ["b"]
-        putting.result(20)
+        putting.result(PATIENCE_S)
     assert keys_in(s3_server, s3_bucket) == ["a", "b"]
 
 
@@ -467,7 +469,7 @@ def test_a_put_can_be_held_when_the_store_has_it_and_the_client_does_not_know(
         proxy.down = True  # the store has it, and goes away before it can say so
         hold.release()
         with pytest.raises(botocore.exceptions.BotoCoreError):
-            putting.result(20)
+            putting.result(PATIENCE_S)
 
 
 def keys_in(server: S3Server, bucket: str) -> list[str]:
@@ -514,15 +516,16 @@ def test_a_callback_can_take_the_store_down_with_the_request_it_was_asked_about(
 
 
 def test_no_thread_outlives_the_proxy(s3_server: S3Server, s3_bucket: str) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with contextlib.ExitStack() as stack:
         with FaultProxy(s3_server.endpoint_url, faults=always_on_reads(Fault.STALL, stall_s=600)) as proxy:
             hold = proxy.hold(lambda request: request.method == "HEAD")
             for data in (b"", b"GET", b"GET / HTTP/1.1\r\n\r\n", b"HEAD / HTTP/1.1\r\n\r\n", b"nonsense\r\n\r\n"):
-                sock = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(proxy)), 10))
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", port_of(proxy)), PATIENCE_S))
                 sock.sendall(data)
             hold.wait()
-        assert threading.active_count() == before
+        wait_until(lambda: not set(threading.enumerate()) - before)
+        assert not set(threading.enumerate()) - before
 
 
 # --- As a process of its own ---
@@ -545,7 +548,7 @@ def test_as_a_process_it_says_where_it_listens_and_leaves_a_journal(
             client.close()
             process.send_signal(signal.SIGTERM)
             assert json.loads(process.stdout.readline()) == {"lost_reply": 1, "none": 1}
-            assert process.wait(20) == 0
+            assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
     path = f"/{s3_bucket}/a"

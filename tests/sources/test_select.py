@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from lfm_scan.sources.listing import check_sources, parse_sources
 from lfm_scan.sources.select import carried_types_of, list_inputs
 from lfm_scan.status import Status
 from tests.servers import S3Server
+from tests.waiting import wait_until
 
 
 def _uris(*sources: object, exclude: Path | None = None, config: InputConfig | None = None) -> list[str]:
@@ -361,6 +363,7 @@ def test_a_map_in_threads_keeps_order_and_stays_a_few_ahead() -> None:
 
 def test_a_chain_in_threads_keeps_order_and_stops_when_left() -> None:
     taken: list[tuple[int, int]] = []
+    before = set(threading.enumerate())
 
     def endless(item: int) -> Iterator[tuple[int, int]]:
         for number in range(25_000) if item < 2 else itertools.count():
@@ -373,10 +376,8 @@ def test_a_chain_in_threads_keeps_order_and_stops_when_left() -> None:
         (1, n) for n in range(25_000)
     ] + [(2, 0)]
     chain.close()
-    time.sleep(0.3)
-    num_taken = len(taken)
-    time.sleep(0.2)
-    assert len(taken) == num_taken
+    wait_until(lambda: not set(threading.enumerate()) - before)
+    assert not set(threading.enumerate()) - before
     assert max(item for item, _ in taken) <= 4
 
 

@@ -30,6 +30,7 @@ from lfm_scan.storage import LocalStore, PutOutcome, S3Store, StorageConfig, ope
 from lfm_scan.storage.s3_client import forget_clients
 from tests import awkward, faults
 from tests.servers import FaultyProxy, Reply, Request, S3Server, ScriptedServer, free_port
+from tests.waiting import wait_until
 
 _NUM_RACERS = 16
 _NUM_QUICK_TRIES = 5
@@ -517,7 +518,7 @@ def test_a_closed_port_is_unreachable_within_seconds() -> None:
     start = time.monotonic()
     with pytest.raises(UnreachableError, match="check --endpoint-url and the network"):
         list(at(f"http://127.0.0.1:{free_port()}", patient=False).list("s3://bucket/"))
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60  # the patience with an outage is 300 s
 
 
 @pytest.mark.usefixtures("_credentials")
@@ -543,6 +544,7 @@ def test_a_body_that_stalls_is_fetched_again_and_unreachable_in_the_end() -> Non
     with ScriptedServer(lambda _: stalled) as server:
         with pytest.raises(UnreachableError, match=re.escape("s3://bucket/a: no answer from the store")):
             at(server.endpoint_url, patient=False, read_timeout=0.5).get("s3://bucket/a")
+        wait_until(lambda: len(server.requests) >= _NUM_QUICK_TRIES)  # the store may give up before the server notes it
         assert len(server.requests) == _NUM_QUICK_TRIES
 
 
