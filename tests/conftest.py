@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,14 +59,12 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     forget_clients()
 
 
-@pytest.fixture(autouse=True)
-def _no_heartbeat_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Wait for all last beats: those to a store that went away would be requests of the next test."""
-    monkeypatch.setattr("lfm_scan.runs.heartbeat._LAST_BEAT_WAIT_S", PATIENCE_S)
-    yield
-    for thread in threading.enumerate():
-        if thread.name == "heartbeat":
-            thread.join(PATIENCE_S)
+@pytest.fixture(scope="session", autouse=True)
+def _no_heartbeat_is_left() -> Iterator[None]:
+    """Have runs wait for their last beats: those to a store that went away would be requests of the next test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lfm_scan.runs.heartbeat._LAST_BEAT_WAIT_S", PATIENCE_S)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Literal
 
+from tests.waiting import PATIENCE_S
+
 _MAX_HEAD_BYTES: Final = 256 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _UNKNOWN_LENGTH_BYTES: Final = 16 * 1024
@@ -176,7 +178,7 @@ class Hold:
         self._reached = threading.Event()
         self._released = threading.Event()
 
-    def wait(self, timeout_s: float = 500.0) -> None:
+    def wait(self, timeout_s: float = PATIENCE_S) -> None:
         """Wait until a request is held here.
 
         Raises:

@@ -14,6 +14,7 @@ import lfm_scan
 from lfm_scan import errors
 from lfm_scan.imaging import ImageInfo
 from lfm_scan.status import Status
+from tests.waiting import PATIENCE_S
 
 _EXCEPTIONS = [member for _, member in inspect.getmembers(errors, inspect.isclass) if issubclass(member, Exception)]
 
@@ -23,7 +24,7 @@ def modules_after(statement: str) -> set[str]:
     code = (
         f"import json, sys\n{statement}\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     return set(json.loads(done.stdout))
 
 

@@ -154,12 +154,11 @@ def _since(before: Mapping[str, float], name: str) -> dict[str, float]:
     }
 
 
-def _is_added(before: Mapping[str, float], name: str, amounts: Mapping[str, float]) -> bool:
-    """Tell whether this was added to a metric, by label; workers report once a second, each by itself."""
+def _assert_added(before: Mapping[str, float], name: str, amounts: Mapping[str, float]) -> None:
+    """This was added to a metric, by label, once all workers have reported: once a second, each by itself."""
     expected = pytest.approx(amounts, abs=1e-3)
     wait_until(lambda: _since(before, name) == expected, every_s=0.2)
-    added = _since(before, name)
-    return added == expected or pytest.fail(f"{name}: {added} instead of {amounts}")
+    assert _since(before, name) == expected, name
 
 
 class _Watch(threading.Thread):
@@ -190,13 +189,13 @@ class _Watch(threading.Thread):
 def test_prometheus_sees_every_row_once(scanned: Scanned) -> None:
     summary, report = scanned.outcome.summary, scanned.report
 
-    assert _is_added(scanned.before, "images_total", summary.by_status)
-    assert _is_added(scanned.before, "shards_total", {"": 3})
-    assert _is_added(scanned.before, "shard_seconds_count", {"": 3})
-    assert _is_added(scanned.before, "fetched_bytes_total", {"": scanned.fetched_bytes})
-    assert _is_added(scanned.before, "store_throttles_total", {"": scanned.num_throttles})
-    assert _is_added(scanned.before, "batch_images_count", {"": _NUM_PICTURES})
-    assert _is_added(scanned.before, "stage_seconds_total", report["seconds"])
+    _assert_added(scanned.before, "images_total", summary.by_status)
+    _assert_added(scanned.before, "shards_total", {"": 3})
+    _assert_added(scanned.before, "shard_seconds_count", {"": 3})
+    _assert_added(scanned.before, "fetched_bytes_total", {"": scanned.fetched_bytes})
+    _assert_added(scanned.before, "store_throttles_total", {"": scanned.num_throttles})
+    _assert_added(scanned.before, "batch_images_count", {"": _NUM_PICTURES})
+    _assert_added(scanned.before, "stage_seconds_total", report["seconds"])
 
 
 def test_requests_are_those_that_the_store_saw(scanned: Scanned) -> None:
@@ -331,8 +330,8 @@ def test_separate_stages_are_measured_each_where_it_runs(
     assert set(outcome.report["seconds"]) == {"fetch", "decode", "score", "commit", "other"}
     assert outcome.report["batches"] == {"1": 6}
     assert outcome.report["peak_decoder_bytes"] > 0
-    assert _is_added(before, "stage_seconds_total", outcome.report["seconds"])
-    assert _is_added(before, "images_total", {"ok": 6})
+    _assert_added(before, "stage_seconds_total", outcome.report["seconds"])
+    _assert_added(before, "images_total", {"ok": 6})
     assert min(watch.most[name] for name in gauges) > 20 * 2**20
     assert "usage" not in lfm_scan.read_results(tmp_path / "run").columns
 

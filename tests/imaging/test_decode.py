@@ -32,6 +32,7 @@ from tests.awkward import (
     without_end,
     ycck_jpeg,
 )
+from tests.waiting import PATIENCE_S
 
 
 def pixels(decoded: DecodedImage) -> np.ndarray:
@@ -316,7 +317,11 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
         paths.append(tmp_path / str(index))
         paths[-1].write_bytes(data)
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, *map(str, paths)], capture_output=True, text=True, timeout=500, check=True
+        [sys.executable, "-c", _MEASURE, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
     )
     statuses, bombs_mib, control_mib = json.loads(done.stdout)
     assert statuses == ["too_large"] * 4

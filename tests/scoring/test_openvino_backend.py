@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.waiting import PATIENCE_S
+
 pytest.importorskip("openvino", reason="OpenVINO is not installed: no wheel for this platform, or left out")
 
 from lfm_scan.imaging import ImageLimits, decode_bytes, get_policy
@@ -199,7 +201,12 @@ print("torch" in sys.modules)
 
 def test_nothing_is_asked_of_the_network_and_torch_is_not_loaded() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _OFFLINE], capture_output=True, text=True, timeout=500, env=dict(os.environ), check=False
+        [sys.executable, "-c", _OFFLINE],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=dict(os.environ),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "(1,)\nFalse\n"
